@@ -1,0 +1,57 @@
+"""The console script: finds out what was asked before it imports what that needs.
+
+`zkbeat [OPTIONS] -- COMMAND...` and `zkbeat SUBCOMMAND ...` share one command line. What stands behind the first `--` is
+never looked at, so a command may be called `health`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+SUBCOMMANDS = ("health", "status", "step-down", "pause", "resume", "doctor", "demo")
+
+
+def route(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """Return (what to run, its arguments, the command to wrap).
+
+    What to run is a subcommand, or "run".
+    """
+    words = list(argv)
+    if "--" in words:
+        at = words.index("--")
+        if words and words[0] in SUBCOMMANDS:
+            return words[0], words[1:], []
+        return "run", words[:at], words[at + 1 :]
+    if words and words[0] in SUBCOMMANDS:
+        return words[0], words[1:], []
+    return "run", words, []
+
+
+def _open_standard_streams() -> None:
+    """Make sure that 0, 1 and 2 are open: else a socket of ours would take their place, and be written to."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+
+
+def main() -> int:
+    """Run zkbeat; return the exit code."""
+    _open_standard_streams()
+    what, arguments, command = route(sys.argv[1:])
+    if what == "health":
+        from zkbeat import health  # noqa: PLC0415: must not import what the others need
+
+        return health.main(arguments)
+    from zkbeat import cli  # noqa: PLC0415
+
+    return cli.main(what, arguments, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""The command line: options, their help, and what becomes of errors.
+
+Each failure that a user can cause ends as one line on standard error and an exit code; see docs/reference.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from zkbeat import __version__
+from zkbeat.config import Config, ConfigError, access_from, check_command, check_root, election_name, read_file, resolve
+from zkbeat.ensemble import Access
+from zkbeat.log import Log
+from zkbeat.core.term import EXIT_NO_ENSEMBLE
+from zkbeat.runtime import RuntimeDirectory, RuntimeDirectoryError, default_base
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+FLUSH_WITHIN_S = 1.0
+
+
+def _read_config(context: typer.Context, path: Optional[Path]) -> Optional[Path]:  # noqa: UP045: typer on 3.10
+    """Let the file stand behind flags and environment: click looks for what is missing in the default map."""
+    if path is not None:
+        known = {option for command in _commands().values() for option in (p.name for p in command.params) if option}
+        context.default_map = read_file(path, known - {"config", "version"})
+    return path
+
+
+def _say_version(wanted: bool) -> None:  # noqa: FBT001: typer calls it
+    if wanted:
+        print(f"zkbeat {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+def _option(flag: str, text: str, **more: Any) -> Any:
+    return typer.Option(flag, envvar=f"ZKBEAT_{flag.strip('-').replace('-', '_').upper()}", help=text, **more)
+
+
+Text = Optional[str]  # noqa: UP045
+Number = Optional[float]  # noqa: UP045
+
+Hosts = Annotated[Text, _option("--hosts", "The ensemble, host:port,host:port[/chroot]. Default: 127.0.0.1:2181.")]
+Name = Annotated[
+    Text,
+    _option("--name", "The election. All nodes with one name share one leader. Default: the app of `celery -A APP`."),
+]
+Root = Annotated[Text, _option("--root", "The path in ZooKeeper below which elections are kept. Default: /zkbeat.")]
+SessionTimeout = Annotated[Number, _option("--session-timeout", "Seconds, at least 2. Default: 10.")]
+AuthScheme = Annotated[
+    Text,
+    _option(
+        "--auth-scheme", "digest (the default, with a user) or sasl. The password: ZKBEAT_AUTH_PASSWORD or the file."
+    ),
+]
+AuthUser = Annotated[Text, _option("--auth-user", "The user.")]
+Tls = Annotated[
+    bool, _option("--tls", "Connect with TLS. The servers' certificates and host names are always verified.")
+]
+TlsCa = Annotated[Text, _option("--tls-ca", "The CA certificates (PEM). Default: the system's.")]
+TlsCert = Annotated[Text, _option("--tls-cert", "Our certificate (PEM).")]
+TlsKey = Annotated[
+    Text, _option("--tls-key", "Its key (PEM). The key's password: ZKBEAT_TLS_KEY_PASSWORD or the file.")
+]
+ConfigFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--config", envvar="ZKBEAT_CONFIG", help="A TOML file with options.", callback=_read_config, is_eager=True
+    ),
+]
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    hosts: Hosts = None,
+    name: Name = None,
+    root: Root = None,
+    id: Annotated[Text, _option("--id", "What this node is called. Default: the host name.")] = None,  # noqa: A002
+    runtime_dir: Annotated[
+        Text,
+        _option("--runtime-dir", "A private directory on this node. Default: /run/zkbeat/NAME, or as your user may."),
+    ] = None,
+    session_timeout: SessionTimeout = None,
+    lease: Annotated[
+        Number,
+        _option(
+            "--lease",
+            "Seconds a leader may go without renewing before its child is dead. Default, and at most: two thirds of the session timeout.",
+        ),
+    ] = None,
+    stop_timeout: Annotated[
+        Number, _option("--stop-timeout", "Seconds between TERM and KILL when the child is to stop. Default: 10.")
+    ] = None,
+    connect_timeout: Annotated[
+        Number,
+        _option(
+            "--connect-timeout", "Give up (69) if there is no ZooKeeper within these seconds. Default: keep trying."
+        ),
+    ] = None,
+    on_exit: Annotated[
+        Text,
+        _option(
+            "--on-exit",
+            "When the child ends by itself: rejoin (back off, at the end of the line) or exit (with its code). Default: rejoin.",
+        ),
+    ] = None,
+    strict: Annotated[bool, _option("--strict", "Refuse to run beside a leader that runs another command.")] = False,  # noqa: FBT002
+    max_clock_offset: Annotated[
+        Number,
+        _option(
+            "--max-clock-offset",
+            "Do not lead while the clock is further off ZooKeeper's, in seconds. Default: no limit.",
+        ),
+    ] = None,
+    auth_scheme: AuthScheme = None,
+    auth_user: AuthUser = None,
+    tls: Tls = False,  # noqa: FBT002
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    log_format: Annotated[Text, _option("--log-format", "human or json. Default: human.")] = None,
+    log_level: Annotated[Text, _option("--log-level", "debug, info, warning or error. Default: info.")] = None,
+    dev: Annotated[bool, _option("--dev", "Start, or join, a ZooKeeper on this machine, to try things out.")] = False,  # noqa: FBT002
+    config: ConfigFile = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which zkbeat this is.", callback=_say_version, is_eager=True)
+    ] = False,  # noqa: FBT002
+) -> int:
+    """Run COMMAND on exactly one of all nodes that run this: zkbeat [OPTIONS] -- COMMAND [ARGS]...
+
+    Beside it: zkbeat health, status, step-down, pause, resume, doctor, demo; each has a --help of its own.
+    """
+    del config, version
+    given = {key: value for key, value in locals().items() if key != "context"}
+    command: list[str] = context.obj
+    if context.args:
+        words = " ".join(context.args)
+        raise ConfigError(f"cannot understand {words!r}: the command goes behind two dashes, as in: zkbeat -- {words}")
+    check_command(command)
+    dev_pid = None
+    if dev:
+        given["hosts"], dev_pid = _dev_server()
+    return _serve(resolve(given, context.default_map or {}, os.environ, command), command, dev_pid)
+
+
+def _serve(config: Config, command: list[str], dev_pid: int | None) -> int:
+    from zkbeat.sidecar import EXIT_BUG, Sidecar  # noqa: PLC0415
+
+    directory = RuntimeDirectory(config.runtime_dir)
+    directory.prepare()
+    directory.acquire()
+    log = Log(config.id, config.log_format, config.log_level)
+    try:
+        if dev_pid is not None:
+            log.say(
+                "warning", "dev", f"started a ZooKeeper for development, pid {dev_pid}; it stays until it is killed"
+            )
+        return Sidecar(config, command, directory, log, lambda pid: pid == dev_pid).run()
+    except Exception:  # noqa: BLE001: the guard ends the child when we are gone
+        log.bug("a bug in zkbeat: please report it with these lines")
+        return EXIT_BUG
+    finally:
+        log.flush(FLUSH_WITHIN_S)
+
+
+def _dev_server() -> tuple[str, int | None]:
+    """Return the hosts of the development server, and its pid if it was started just now."""
+    from zkbeat import dev  # noqa: PLC0415
+
+    try:
+        server = dev.join_or_start(default_base() / "dev-zookeeper")
+    except (dev.NoZooKeeperError, dev.ServerError) as error:
+        raise ConfigError(str(error), EXIT_NO_ENSEMBLE) from None
+    return f"127.0.0.1:{dev.DEV_PORT}", server.pid if server is not None else None
+
+
+def _operator_access(context: typer.Context, given: dict[str, Any]) -> tuple[Access, str, str | None]:
+    access = access_from(given, context.default_map or {}, os.environ)
+    name = given.get("name")
+    return access, check_root(given.get("root") or "/zkbeat"), election_name(name, []) if name is not None else None
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    hosts: Hosts = None,
+    name: Name = None,
+    root: Root = None,
+    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,  # noqa: FBT002
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it, until interrupted.")] = False,  # noqa: FBT002
+    session_timeout: SessionTimeout = None,
+    auth_scheme: AuthScheme = None,
+    auth_user: AuthUser = None,
+    tls: Tls = False,  # noqa: FBT002
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    config: ConfigFile = None,
+) -> int:
+    """Show who leads, who stands by, and the last hand-overs. Exits 1 if nobody leads, 69 without ZooKeeper."""
+    from zkbeat import operate  # noqa: PLC0415
+
+    access, path, election = _operator_access(context, locals())
+    return operate.status(access, path, election, as_json=json_, watch=watch)
+
+
+@app.command("step-down")
+def step_down(
+    context: typer.Context,
+    hosts: Hosts = None,
+    name: Name = None,
+    root: Root = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until another term has begun.")] = False,  # noqa: FBT002
+    session_timeout: SessionTimeout = None,
+    auth_scheme: AuthScheme = None,
+    auth_user: AuthUser = None,
+    tls: Tls = False,  # noqa: FBT002
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    config: ConfigFile = None,
+) -> int:
+    """Have the leader stop its child and go to the end of the line."""
+    from zkbeat import operate  # noqa: PLC0415
+
+    return operate.step_down(*_operator_access(context, locals()), wait=wait)
+
+
+@app.command()
+def pause(
+    context: typer.Context,
+    hosts: Hosts = None,
+    name: Name = None,
+    root: Root = None,
+    reason: Annotated[Text, typer.Option("--reason", help="Why, for whoever looks at the status.")] = None,
+    session_timeout: SessionTimeout = None,
+    auth_scheme: AuthScheme = None,
+    auth_user: AuthUser = None,
+    tls: Tls = False,  # noqa: FBT002
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    config: ConfigFile = None,
+) -> int:
+    """Have nobody run the command, until `zkbeat resume`."""
+    from zkbeat import operate  # noqa: PLC0415
+
+    return operate.set_paused(*_operator_access(context, locals()), paused=True, reason=reason)
+
+
+@app.command()
+def resume(
+    context: typer.Context,
+    hosts: Hosts = None,
+    name: Name = None,
+    root: Root = None,
+    session_timeout: SessionTimeout = None,
+    auth_scheme: AuthScheme = None,
+    auth_user: AuthUser = None,
+    tls: Tls = False,  # noqa: FBT002
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    config: ConfigFile = None,
+) -> int:
+    """End a pause."""
+    from zkbeat import operate  # noqa: PLC0415
+
+    return operate.set_paused(*_operator_access(context, locals()), paused=False, reason=None)
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    hosts: Hosts = None,
+    name: Name = None,
+    root: Root = None,
+    session_timeout: SessionTimeout = None,
+    lease: Annotated[Number, _option("--lease", "The lease that is to be used, in seconds.")] = None,
+    auth_scheme: AuthScheme = None,
+    auth_user: AuthUser = None,
+    tls: Tls = False,  # noqa: FBT002
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    config: ConfigFile = None,
+) -> int:
+    """Check everything that zkbeat needs: zkbeat doctor [OPTIONS] [-- COMMAND [ARGS]...].
+
+    Exits 0 if all is well, 1 if something is not; each line that fails says what to do.
+    """
+    from zkbeat import doctor as checks  # noqa: PLC0415
+
+    access, path, _ = _operator_access(context, locals())
+    return checks.examine(access, path, lease, context.obj)
+
+
+@app.command()
+def demo(
+    nodes: Annotated[int, typer.Option("--nodes", help="How many nodes.", min=2, max=9)] = 3,
+) -> int:
+    """Three nodes on this machine round a real ZooKeeper: kill the leader, and watch another take over."""
+    from zkbeat import demo as show  # noqa: PLC0415
+
+    return show.run(nodes)
+
+
+def _commands() -> dict[str, Any]:
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return commands
+
+
+def main(what: str, arguments: list[str], command: list[str]) -> int:
+    """Run one subcommand, or "run"; return the exit code."""
+    selected = _commands()[what]
+    name = "zkbeat" if what == "run" else f"zkbeat {what}"
+    selected.allow_extra_args = what == "run"  # to say where the command belongs
+    try:
+        code = selected.main(arguments, prog_name=name, standalone_mode=False, obj=command)
+    except typer.TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _complain(" ".join(message.split()), 2)
+    except ConfigError as error:
+        return _complain(str(error), error.exit_code)
+    except RuntimeDirectoryError as error:
+        return _complain(str(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, exit_code: int) -> int:
+    print(f"zkbeat: {message}", file=sys.stderr)  # noqa: T201
+    return exit_code

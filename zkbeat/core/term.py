@@ -1,0 +1,1152 @@
+"""What the sidecar decides: when to join the line, to start the child, to stop it, to give the leadership away.
+
+`step(state, event, now)` is a pure function. Nothing here does I/O, draws a random number or reads a clock; `now` and all
+instants are CLOCK_BOOTTIME seconds of this node. The edges (`ensemble`, `link`, `sidecar`) report what happened as
+events and carry out the actions, in order.
+
+A term, from its events to its end:
+
+    Elected -> Renew, ReadControl -> Renewed -> StartChild -> ChildStarted -> (Renew -> Renewed -> ExtendLease)*
+            -> StopChild or KillChild -> ChildDead -> Leave -> ElectionEnded -> Join ...
+
+The rules that the safety of the whole rests on, each in one place below:
+
+- the child is started only after a renewal of this very term was acknowledged, and before its soft deadline (`_lead`);
+- deadlines count from the *send* of an acknowledged renewal, never from its reply (`Renewed`);
+- a renewal that was refused, or the loss of the session, kills at once; a lost connection alone does nothing;
+- once the soft deadline has passed the term is over, whatever arrives afterwards (`_keep_lease`);
+- the leadership is left only when no child is left (`_settle`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from zkbeat.core.lease import KILL_MARGIN_S, Deadlines, Lease, LeaseError, agree, evict_after_s
+from zkbeat.core.record import Control, Member
+
+LEAVE_WITHIN_S = 2.0
+"""How long leaving the line, or closing the session, may take before it is given up for a fresh start or the exit."""
+
+FIRST_BACK_OFF_S = 1.0
+LONGEST_BACK_OFF_S = 60.0
+HEALTHY_AFTER_S = 60.0
+"""A child that lived this long had started well: the back-off begins at the beginning again."""
+
+RETRY_S = 0.25
+"""How soon what failed on a live connection is tried again."""
+
+EXIT_CONFIG = 78
+EXIT_NO_PERMISSION = 77
+EXIT_NO_ENSEMBLE = 69
+
+
+class Phase(Enum):
+    """What a node is doing, in a word."""
+
+    CONNECTING = "connecting"
+    STANDBY = "standby"
+    STARTING = "starting"
+    LEADING = "leading"
+    STOPPING = "stopping"
+    PAUSED = "paused"
+    BACKING_OFF = "backing off"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Guard(Enum):
+    """The guard process: each one holds one child at most, and ends with it."""
+
+    NONE = "none"
+    STARTING = "starting"
+    READY = "ready"
+    HOLDING = "holding a child"
+    KILLED = "killed"
+
+
+class Child(Enum):
+    """The child with everything that it started; NONE only once their death is confirmed."""
+
+    NONE = "none"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    KILLED = "killed"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose, as far as decisions depend on it."""
+
+    session_timeout_s: float = 10.0
+    lease_s: float | None = None
+    stop_timeout_s: float = 10.0
+    connect_timeout_s: float | None = None
+    rejoin: bool = True
+    strict: bool = False
+    max_clock_offset_s: float | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The leader, as the first in line watches it."""
+
+    node: str
+    version: int | None = None
+    member: Member | None = None
+    seen_at: float | None = None
+    evict_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """This node's leadership."""
+
+    node: str
+    elected_at: float
+    epoch: int | None = None
+    active: tuple[float, ...] = ()
+    """The sends of the acknowledged renewals, as `Lease.remember` keeps them."""
+    sent_at: float | None = None
+    """The send of the renewal that is in flight, or of the last one."""
+    in_flight: bool = False
+    due_at: float = 0.0
+    control: Control | None = None
+    control_read: bool = False
+    started_at: float | None = None
+    ending: str | None = None
+    """Why this term is to end; once set, it only ever ends."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the sidecar remembers."""
+
+    settings: Settings
+    begun_at: float = 0.0
+    connected: bool = False
+    connected_at: float = 0.0
+    ever_connected: bool = False
+    session: int | None = None
+    lease: Lease | None = None
+    attempt: int = 0
+    contending: bool = False
+    leaving_since: float | None = None
+    node: str | None = None
+    rival: Rival | None = None
+    took_over_from: Rival | None = None
+    head_checked: bool = False
+    term: Term | None = None
+    guard: Guard = Guard.NONE
+    guard_retry_at: float = 0.0
+    unconfirmed_since: float | None = None
+    """When the extension was sent to the guard that it has not confirmed yet."""
+    child: Child = Child.NONE
+    pid: int | None = None
+    kill_at: float | None = None
+    stopped_for: str | None = None
+    offset_s: float | None = None
+    failures: int = 0
+    back_off_until: float | None = None
+    back_off_why: str | None = None
+    exit_code: int | None = None
+    """Set once the sidecar is to end."""
+    closed: bool = False
+
+    @property
+    def deadlines(self) -> Deadlines | None:
+        """Those of the current term, if a renewal was acknowledged."""
+        if self.term is None or self.lease is None or not self.term.active:
+            return None
+        return self.lease.deadlines(self.term.active)
+
+    @property
+    def phase(self) -> Phase:  # noqa: PLR0911
+        """What this node is doing: derived, so that it cannot contradict the facts."""
+        if self.closed:
+            return Phase.CLOSED
+        if self.child in {Child.STOPPING, Child.KILLED}:
+            return Phase.STOPPING
+        if self.exit_code is not None:
+            return Phase.CLOSING
+        if self.child is Child.RUNNING:
+            return Phase.LEADING
+        if self.term is not None:
+            paused = self.term.control is not None and self.term.control.paused
+            return Phase.PAUSED if paused and self.child is Child.NONE else Phase.STARTING
+        if self.back_off_until is not None:
+            return Phase.BACKING_OFF
+        return Phase.STANDBY if self.connected and self.node is not None else Phase.CONNECTING
+
+
+# Events
+
+
+@dataclass(frozen=True)
+class Began:
+    """The sidecar has started."""
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A session is live: a new one, or the old one over a new connection."""
+
+    session: int
+    session_timeout_s: float
+    sent_at: float
+    """An instant before the handshake was sent."""
+
+
+@dataclass(frozen=True)
+class Suspended:
+    """The connection is lost; the session may live on."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The session is gone, and with it every znode of ours."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """ZooKeeper, or we, will not go on with this ensemble: credentials, rights, certificates, a missing chroot."""
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """There is still no connection, and why."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Our place in the line: `ahead` contenders are before us, `head` is the first of them."""
+
+    attempt: int
+    node: str
+    ahead: int
+    head: str | None
+
+
+@dataclass(frozen=True)
+class MemberSeen:
+    """What another contender's znode says; `member` is None if that is not to be understood."""
+
+    node: str
+    version: int
+    member: Member | None
+
+
+@dataclass(frozen=True)
+class EvictionTried:
+    """Whether a conditional delete went through; if not, the leader had renewed or the connection failed."""
+
+    node: str
+    deleted: bool
+
+
+@dataclass(frozen=True)
+class Elected:
+    """kazoo's Election calls its leader function."""
+
+    attempt: int
+    node: str
+
+
+@dataclass(frozen=True)
+class ElectionEnded:
+    """The thread of that attempt has left the line."""
+
+    attempt: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A renewal was acknowledged; what the znode's Stat says."""
+
+    node: str
+    sent_at: float
+    owner: int
+    epoch: int
+    offset_s: float | None = None
+    """This node's wall clock minus the quorum leader's, in seconds."""
+
+
+@dataclass(frozen=True)
+class RenewalFailed:
+    """A renewal was not acknowledged. `refused`: because the leadership is not ours any more."""
+
+    node: str
+    sent_at: float
+    refused: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ControlTouched:
+    """The control znode has changed, or its watch was lost."""
+
+
+@dataclass(frozen=True)
+class ControlRead:
+    """What operators ask for; None: it could not be read."""
+
+    control: Control | None
+
+
+@dataclass(frozen=True)
+class GuardReady:
+    """A guard waits for its child."""
+
+
+@dataclass(frozen=True)
+class GuardConfirmed:
+    """The guard has put the last extension into force."""
+
+
+@dataclass(frozen=True)
+class GuardGone:
+    """The guard has ended, and nothing that it held is alive."""
+
+
+@dataclass(frozen=True)
+class ChildStarted:
+    """The command runs."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class ChildDead:
+    """The child and everything it started are dead. `code` as a shell gives it."""
+
+    code: int | None
+    overdue: bool = False
+    """The guard stopped it for a deadline, before this side asked."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    """TERM or INT, or the parent is gone; `hurry`: somebody is impatient."""
+
+    why: str
+    hurry: bool = False
+
+
+@dataclass(frozen=True)
+class StepDownRequested:
+    """Somebody wants another leader."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Time:
+    """Time has passed."""
+
+
+Event = (
+    Began
+    | Connected
+    | Suspended
+    | Lost
+    | Refused
+    | Unreachable
+    | Queued
+    | MemberSeen
+    | EvictionTried
+    | Elected
+    | ElectionEnded
+    | Renewed
+    | RenewalFailed
+    | ControlTouched
+    | ControlRead
+    | GuardReady
+    | GuardConfirmed
+    | GuardGone
+    | ChildStarted
+    | ChildDead
+    | StopRequested
+    | StepDownRequested
+    | Time
+)
+
+
+# Actions
+
+
+@dataclass(frozen=True)
+class Join:
+    """Contend in a thread of its own, with a fresh Election."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Leave:
+    """End that attempt: leave the line, or end the leader function so that kazoo releases the leadership."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class LookAt:
+    """Read another contender's znode."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Delete a contender's znode, if it is still at this version."""
+
+    node: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Renew:
+    """Write our record into our election znode. `sent_at` is echoed in the answer."""
+
+    node: str
+    sent_at: float
+
+
+@dataclass(frozen=True)
+class ReadControl:
+    """Read the control znode and watch it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tell the guard, and note on disk, which znode is ours."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class SpawnGuard:
+    """Start a guard."""
+
+
+@dataclass(frozen=True)
+class AnswerGuard:
+    """Tell the guard that it may end."""
+
+
+@dataclass(frozen=True)
+class KillGuard:
+    """Kill a guard that does not do its duty; the kernel kills its child."""
+
+
+@dataclass(frozen=True)
+class StartChild:
+    """Start the command, to be dead at these deadlines unless they are extended."""
+
+    epoch: int
+    node: str
+    deadlines: Deadlines
+
+
+@dataclass(frozen=True)
+class ExtendLease:
+    """Move the guard's deadlines."""
+
+    deadlines: Deadlines
+
+
+@dataclass(frozen=True)
+class StopChild:
+    """TERM now, KILL at `kill_at`."""
+
+    kill_at: float
+
+
+@dataclass(frozen=True)
+class KillChild:
+    """KILL to everything, now."""
+
+
+@dataclass(frozen=True)
+class TermBegan:
+    """Write down that a term has begun; `after` is who led before, as far as this node saw."""
+
+    epoch: int
+    after: Rival | None
+
+
+@dataclass(frozen=True)
+class TermEnded:
+    """Write down why a term has ended."""
+
+    epoch: int
+    why: str
+
+
+@dataclass(frozen=True)
+class NewSession:
+    """Drop the client, and with it the session, and make another."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """Close the session and end with this code."""
+
+    code: int
+
+
+@dataclass(frozen=True)
+class Say:
+    """A line for the log."""
+
+    level: str
+    event: str
+    message: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+Action = (
+    Join
+    | Leave
+    | LookAt
+    | Evict
+    | Renew
+    | ReadControl
+    | Place
+    | SpawnGuard
+    | AnswerGuard
+    | KillGuard
+    | StartChild
+    | ExtendLease
+    | StopChild
+    | KillChild
+    | TermBegan
+    | TermEnded
+    | NewSession
+    | Close
+    | Say
+)
+
+Step = tuple[State, list[Action]]
+
+
+def next_deadline(state: State) -> float | None:
+    """When `Time` must be told at the latest, or None if nothing is due by itself."""
+    due: list[float | None] = []
+    settings, term, deadlines = state.settings, state.term, state.deadlines
+    if state.closed:
+        return None
+    if not state.ever_connected and settings.connect_timeout_s is not None and state.exit_code is None:
+        due.append(state.begun_at + settings.connect_timeout_s)
+    if state.guard is Guard.NONE and state.exit_code is None:
+        due.append(state.guard_retry_at)
+    if state.back_off_until is not None and not state.contending:
+        due.append(state.back_off_until)
+    if state.leaving_since is not None:
+        due.append(state.leaving_since + LEAVE_WITHIN_S)
+    if state.rival is not None and state.connected and state.leaving_since is None and state.exit_code is None:
+        due.append(state.rival.evict_at)
+    if term is not None and state.connected and state.lease is not None:
+        if not term.in_flight:
+            due.append(term.due_at)
+        elif term.sent_at is not None:
+            due.append(term.sent_at + state.lease.length_s / 2)
+    if state.child is not Child.NONE and state.guard is not Guard.KILLED:
+        if state.child is Child.KILLED:
+            due.append((state.kill_at or 0.0) + KILL_MARGIN_S)
+        elif deadlines is not None:
+            due += [deadlines.soft if term is None or term.ending is None else None, deadlines.hard, state.kill_at]
+        if state.unconfirmed_since is not None and state.lease is not None:
+            due.append(state.unconfirmed_since + state.lease.length_s / 4)
+    return min((at for at in due if at is not None), default=None)
+
+
+def step(state: State, event: Event, now: float) -> Step:
+    """Take one event; return the new state and what to do, in order.
+
+    Events of an attempt, a znode or a guard that is not the current one any more change nothing.
+    """
+    state, actions = _react(state, event, now)
+    state, more = _settle(state, now)
+    return state, actions + more
+
+
+def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912
+    match event:
+        case Began():
+            return replace(state, begun_at=now), []
+        case Connected():
+            return _connected(state, event, now)
+        case Suspended():
+            return replace(state, connected=False), []
+        case Lost():
+            return _lost(state, now)
+        case Refused(code, message):
+            return _give_up(state, code, message, now)
+        case Unreachable(message) if not state.connected:
+            return state, [Say("warning", "unreachable", message)]
+        case Queued() if event.attempt == state.attempt and state.contending:
+            return _queued(state, event)
+        case MemberSeen():
+            return _member_seen(state, event, now)
+        case EvictionTried(node, deleted) if state.rival is not None and state.rival.node == node:
+            return _eviction_tried(state, state.rival, deleted=deleted, now=now)
+        case Elected(attempt, node):
+            return _elected(state, attempt, node, now)
+        case ElectionEnded(attempt, error) if attempt == state.attempt:
+            return _election_ended(state, error, now)
+        case Renewed():
+            return _renewed(state, event, now)
+        case RenewalFailed():
+            return _renewal_failed(state, event, now)
+        case ControlTouched() if state.term is not None and state.connected:
+            return state, [ReadControl()]
+        case ControlRead(control) if state.term is not None:
+            return _control_read(state, state.term, control, now)
+        case GuardReady() if state.guard is Guard.STARTING:
+            ready = replace(state, guard=Guard.READY)
+            return ready, [Place(state.node)] if state.node is not None else []
+        case GuardConfirmed():
+            return replace(state, unconfirmed_since=None), []
+        case GuardGone():
+            return _guard_gone(state, now)
+        case ChildStarted(pid) if state.child is Child.STARTING:
+            return _child_started(state, pid, now)
+        case ChildDead() if state.child is not Child.NONE:
+            return _child_dead(state, event, now)
+        case StopRequested(why, hurry):
+            return _stop_requested(state, why, hurry=hurry, now=now)
+        case StepDownRequested(why):
+            return _step_down(state, why, now)
+    return state, []
+
+
+# the session
+
+
+def _connected(state: State, event: Connected, now: float) -> Step:
+    settings = state.settings
+    actions: list[Action] = []
+    if event.session != state.session:
+        state, actions = _lost(state, now)
+        asked_s = settings.session_timeout_s
+        try:
+            lease = agree(event.session_timeout_s, settings.lease_s)
+        except LeaseError as error:
+            granted = f"ZooKeeper grants a session timeout of {event.session_timeout_s:g} s, asked for {asked_s:g} s: "
+            state, more = _give_up(state, EXIT_CONFIG, granted + str(error), now)
+            return state, actions + more
+        fields = {"session_timeout_s": event.session_timeout_s, "lease_s": round(lease.length_s, 3)}
+        message = f"connected: session timeout {event.session_timeout_s:g} s, lease {lease.length_s:.3g} s"
+        level = "info"
+        if not math.isclose(event.session_timeout_s, asked_s, abs_tol=0.001):
+            level, message = (
+                "warning",
+                f"{message}; asked for a session timeout of {asked_s:g} s, which was not granted",
+            )
+        actions.append(Say(level, "connected", message, fields))
+        state = replace(state, session=event.session, lease=lease)
+    elif not state.connected:
+        actions.append(Say("info", "reconnected", "reconnected within the session"))
+    state = replace(state, connected=True, ever_connected=True, connected_at=event.sent_at)
+    if state.term is not None:
+        # What was in flight may never be answered. The control's watch is lost as well.
+        state = replace(state, term=replace(state.term, in_flight=False, due_at=now))
+        actions.append(ReadControl())
+    return state, actions
+
+
+def _lost(state: State, now: float) -> Step:
+    """The session is gone: somebody else may lead already."""
+    had_session = state.session is not None
+    state = replace(state, connected=False, session=None, rival=None, node=None)
+    actions: list[Action] = []
+    if state.term is not None:
+        state, actions = _end_term(state, "the session was lost", kill_at=now, now=now)
+    elif had_session and state.exit_code is None:
+        actions = [Say("warning", "session-lost", "the session was lost: joining again with a new one")]
+    if state.contending and state.term is None and state.leaving_since is None:
+        state = replace(state, leaving_since=now)
+        actions.append(Leave(state.attempt))
+    return state, actions
+
+
+def _give_up(state: State, code: int, message: str, now: float) -> Step:
+    """End for a reason that trying again does not mend."""
+    if state.exit_code is not None:
+        return state, []
+    state = replace(state, exit_code=code)
+    actions: list[Action] = [Say("error", "giving-up", message, {"exit_code": code})]
+    if state.term is not None:
+        state, more = _end_term(state, message, kill_at=now + state.settings.stop_timeout_s, now=now)
+        actions += more
+    return state, actions
+
+
+# the line
+
+
+def _queued(state: State, event: Queued) -> Step:
+    new = state.node != event.node
+    actions: list[Action] = []
+    if new:
+        actions.append(Place(event.node))
+        place = "first in line" if event.ahead <= 1 else f"number {event.ahead} in line"
+        if event.ahead:
+            fields = {"node": event.node, "ahead": event.ahead}
+            actions.append(Say("info", "standby", f"standing by, {place} behind the leader", fields))
+    rival = None
+    if event.ahead == 1 and event.head is not None:
+        same = state.rival is not None and state.rival.node == event.head
+        rival = state.rival if same else Rival(event.head)
+    if event.head is not None and (event.ahead == 1 or new):
+        actions.append(LookAt(event.head))
+    gone = state.rival if event.ahead == 0 else None
+    return replace(state, node=event.node, rival=rival, took_over_from=gone or state.took_over_from), actions
+
+
+def _member_seen(state: State, event: MemberSeen, now: float) -> Step:
+    actions: list[Action] = []
+    member = event.member
+    if not state.head_checked:
+        state = replace(state, head_checked=True)
+        state, actions = _check_head(state, member, now)
+    rival = state.rival
+    if rival is None or rival.node != event.node or rival.version == event.version or state.lease is None:
+        return state, actions
+    evict_at = None
+    if member is not None:
+        evict_at = now + max(state.lease.evict_after_s, evict_after_s(member.lease or 0.0))
+    rival = replace(rival, version=event.version, member=member, seen_at=now, evict_at=evict_at)
+    return replace(state, rival=rival), actions
+
+
+def _check_head(state: State, member: Member | None, now: float) -> Step:
+    if member is None:
+        message = "the record of the leader is not to be understood: it will not be evicted, only expire"
+        return state, [Say("warning", "foreign-record", message)]
+    mine = state.settings.digest
+    if not member.digest or member.digest == mine:
+        return state, []
+    message = f"the leader, {member.id}, runs another command than this node (digest {member.digest}, here {mine})"
+    fields = {"leader": member.id, "digest": mine, "leader_digest": member.digest}
+    if state.settings.strict:
+        return _give_up(state, EXIT_CONFIG, message + ", and --strict was given", now)
+    return state, [
+        Say("error", "different-command", f"{message}: all contenders of one name must run the same", fields)
+    ]
+
+
+def _eviction_tried(state: State, rival: Rival, *, deleted: bool, now: float) -> Step:
+    # Not deleted: look again, and count anew from what is seen then.
+    state = replace(state, rival=replace(rival, evict_at=None if deleted else now + RETRY_S))
+    if not deleted:
+        return state, [LookAt(rival.node)]
+    who = rival.member.id if rival.member else rival.node
+    waited_s = round(now - rival.seen_at, 3) if rival.seen_at is not None else None
+    message = f"evicted {who}: no renewal seen for {waited_s} s, its lease has run out"
+    return state, [Say("warning", "evicted", message, {"leader": who, "silent_s": waited_s})]
+
+
+def _elected(state: State, attempt: int, node: str, now: float) -> Step:
+    if attempt != state.attempt or state.term is not None or state.leaving_since is not None or not state.contending:
+        return state, [Leave(attempt)]
+    term = Term(node=node, elected_at=now, due_at=now)
+    state = replace(state, term=term, node=node, rival=None, back_off_until=None)
+    return state, [Place(node), ReadControl()]
+
+
+def _election_ended(state: State, error: str | None, now: float) -> Step:
+    actions: list[Action] = []
+    state = replace(state, contending=False, leaving_since=None, node=None, rival=None)
+    if state.term is not None:
+        # Not reachable while the leader function waits for our word; if it ever is, the znode is gone.
+        state, actions = _end_term(state, "the election ended under us", kill_at=now, now=now)
+    if error is not None and state.exit_code is None:
+        state = replace(state, back_off_until=now + FIRST_BACK_OFF_S, back_off_why="the election failed")
+        actions.append(Say("warning", "election-failed", f"could not stay in the election: {error}; joining again"))
+    return state, actions
+
+
+# the lease
+
+
+def _renewed(state: State, event: Renewed, now: float) -> Step:
+    term, lease = state.term, state.lease
+    if term is None or lease is None or event.node != term.node:
+        return state, []
+    if event.owner != state.session or term.epoch not in {None, event.epoch}:
+        return _end_term(state, "the election znode belongs to another session", kill_at=now, now=now)
+    if event.offset_s is not None:
+        state = replace(state, offset_s=event.offset_s)
+    if term.active and event.sent_at <= term.active[-1]:
+        return state, []  # a late answer to an earlier renewal
+    term = replace(term, epoch=event.epoch, active=lease.remember(term.active, event.sent_at, state.connected_at))
+    if event.sent_at == term.sent_at:
+        term = replace(term, in_flight=False, due_at=event.sent_at + lease.renew_every_s)
+    overdue = state.child is not Child.NONE and state.deadlines is not None and now >= state.deadlines.soft
+    if overdue:
+        return state, []  # too late: the guard has acted on the deadline, `_keep_lease` will say so
+    state = replace(state, term=term)
+    actions: list[Action] = []
+    limit_s = state.settings.max_clock_offset_s
+    if limit_s is not None and event.offset_s is not None and abs(event.offset_s) > limit_s and term.ending is None:
+        why = f"this node's clock is off by {event.offset_s:+.1f} s, more than --max-clock-offset {limit_s:g}"
+        state, actions = _end_term(state, why, kill_at=now + state.settings.stop_timeout_s, now=now)
+        state = replace(state, back_off_until=now + LONGEST_BACK_OFF_S, back_off_why=why)
+    extended = state.deadlines
+    if state.child is not Child.NONE and extended is not None:
+        since = state.unconfirmed_since if state.unconfirmed_since is not None else now
+        state = replace(state, unconfirmed_since=since)
+        actions.append(ExtendLease(extended))
+    return state, actions
+
+
+def _renewal_failed(state: State, event: RenewalFailed, now: float) -> Step:
+    term = state.term
+    if term is None or event.node != term.node:
+        return state, []
+    if event.refused:
+        return _end_term(state, f"the leadership is gone ({event.reason})", kill_at=now, now=now)
+    if event.sent_at == term.sent_at and term.in_flight:
+        state = replace(state, term=replace(term, in_flight=False, due_at=now + RETRY_S))
+    return state, []
+
+
+# control
+
+
+def _control_read(state: State, term: Term, control: Control | None, now: float) -> Step:
+    was_paused = term.control is not None and term.control.paused
+    first = not term.control_read
+    state = replace(state, term=replace(term, control=control, control_read=True))
+    if control is None:
+        return state, []
+    if control.step_down is not None and control.step_down == term.epoch and term.ending is None:
+        return _step_down(state, f"asked to step down by {control.by or 'an operator'}", now)
+    actions: list[Action] = []
+    if control.paused and (first or not was_paused):
+        reason = f": {control.reason}" if control.reason else ""
+        message = f"paused by {control.by or 'an operator'}{reason}"
+        fields = {"by": control.by, "reason": control.reason}
+        actions.append(Say("warning", "paused", message, fields))
+        if state.child in {Child.STARTING, Child.RUNNING}:
+            state, more = _stop_child(state, message, now + state.settings.stop_timeout_s, now)
+            actions += more
+    elif was_paused and not control.paused:
+        actions.append(Say("info", "resumed", f"resumed by {control.by or 'an operator'}", {"by": control.by}))
+    return state, actions
+
+
+def _step_down(state: State, why: str, now: float) -> Step:
+    if state.term is None:
+        return state, [Say("info", "not-leading", f"{why}, but this node does not lead")]
+    if state.term.ending is not None:
+        return state, []
+    return _end_term(state, why, kill_at=now + state.settings.stop_timeout_s, now=now)
+
+
+def _stop_requested(state: State, why: str, *, hurry: bool, now: float) -> Step:
+    kill_at = now if hurry else now + state.settings.stop_timeout_s
+    actions: list[Action] = []
+    if state.exit_code is None:
+        state = replace(state, exit_code=0)
+        actions.append(Say("info", "stopping", f"stopping: {why}"))
+    elif not hurry:
+        return state, []
+    if state.term is not None and state.term.ending is None:
+        state, more = _end_term(state, why, kill_at=kill_at, now=now)
+    else:
+        state, more = _stop_child(state, why, kill_at, now)
+    return state, actions + more
+
+
+# guard and child
+
+
+def _guard_gone(state: State, now: float) -> Step:
+    expected = state.guard is Guard.KILLED
+    state = replace(state, guard=Guard.NONE, unconfirmed_since=None, guard_retry_at=now + RETRY_S)
+    if state.child is Child.NONE:
+        return state, [Say("warning", "guard-gone", "the guard ended: starting another")]
+    actions: list[Action] = []
+    why = state.stopped_for or "the guard was killed"
+    if not expected:
+        actions.append(Say("error", "guard-gone", "the guard is gone, and the child with it"))
+    state = replace(state, child=Child.NONE, pid=None, kill_at=None, stopped_for=None)
+    if state.term is not None and state.term.ending is None:
+        state, more = _end_term(state, why, kill_at=now, now=now)
+        actions += more
+    return state, actions
+
+
+def _child_started(state: State, pid: int, now: float) -> Step:
+    term = state.term
+    state = replace(state, child=Child.RUNNING, pid=pid)
+    if term is None or term.epoch is None:
+        return state, []
+    first = term.started_at is None
+    state = replace(state, term=replace(term, started_at=now))
+    took_s = round(now - term.elected_at, 3)
+    before = state.took_over_from
+    who = f", taking over from {before.member.id}" if before and before.member else ""
+    silent_s = round(now - before.seen_at, 3) if before and before.seen_at is not None else None
+    since = f" {silent_s} s after its last renewal was seen" if who and silent_s is not None else ""
+    message = f"leading: epoch {term.epoch}, child {pid} started {took_s} s after the election{who}{since}"
+    fields = {
+        "epoch": term.epoch,
+        "child": pid,
+        "elected_to_started_s": took_s,
+        "after": before.member.id if before and before.member else None,
+        "since_last_renewal_s": silent_s,
+    }
+    actions: list[Action] = [Say("info", "leading", message, fields)]
+    if first:
+        actions.append(TermBegan(term.epoch, before))
+    # The record says so at once, not only with the next renewal.
+    return replace(state, term=replace(term, started_at=now, due_at=now)), actions
+
+
+def _child_dead(state: State, event: ChildDead, now: float) -> Step:
+    term, code = state.term, event.code
+    asked = state.child in {Child.STOPPING, Child.KILLED}
+    by_itself = not asked and not event.overdue
+    if event.error is not None:
+        why = f"cannot run the command: {event.error}"
+    elif by_itself:
+        why = f"the child ended by itself, exit code {code}"
+    else:
+        why = state.stopped_for or "the lease ran out"
+    lived_s = now - term.started_at if term is not None and term.started_at is not None else 0.0
+    state = replace(state, child=Child.NONE, pid=None, kill_at=None, stopped_for=None, unconfirmed_since=None)
+    state = replace(state, guard=Guard.NONE, guard_retry_at=now)
+    level = "error" if by_itself else "info"
+    actions: list[Action] = [
+        AnswerGuard(),
+        Say(level, "child-dead", f"the child is dead (exit code {code}): {why}", {"exit_code": code, "why": why}),
+    ]
+    if by_itself:
+        state, more = _unasked_exit(state, code, why, lived_s, now)
+        actions += more
+    if not (asked and term is not None and term.ending is None):  # else only paused
+        state, more = _end_term(state, why, kill_at=now, now=now)
+        actions += more
+    return state, actions
+
+
+def _unasked_exit(state: State, code: int | None, why: str, lived_s: float, now: float) -> Step:
+    if not state.settings.rejoin:
+        if state.exit_code is None:
+            state = replace(state, exit_code=code if code is not None else 1)
+        return state, []
+    failures = 1 if lived_s >= HEALTHY_AFTER_S else state.failures + 1
+    pause_s = min(FIRST_BACK_OFF_S * 2.0 ** (failures - 1), LONGEST_BACK_OFF_S)
+    message = f"backing off for {pause_s:g} s: the child ended by itself ({failures} in a row)"
+    state = replace(state, failures=failures, back_off_until=now + pause_s, back_off_why=why)
+    return state, [Say("warning", "backing-off", message, {"back_off_s": pause_s, "failures": failures})]
+
+
+def _stop_child(state: State, why: str, kill_at: float, now: float) -> Step:
+    """Stop the child, or bring forward the end of one that is being stopped."""
+    if state.child in {Child.NONE, Child.KILLED}:
+        return state, []
+    state = replace(state, stopped_for=state.stopped_for or why)
+    if kill_at <= now:
+        return replace(state, child=Child.KILLED, kill_at=now), [KillChild()]
+    if state.child is Child.STOPPING:
+        if state.kill_at is not None and state.kill_at <= kill_at:
+            return state, []
+        return replace(state, kill_at=kill_at), [StopChild(kill_at)]
+    return replace(state, child=Child.STOPPING, kill_at=kill_at), [StopChild(kill_at)]
+
+
+def _end_term(state: State, why: str, kill_at: float, now: float) -> Step:
+    """The term is to end: stop the child first; `_settle` leaves once it is dead."""
+    term = state.term
+    actions: list[Action] = []
+    if term is not None and term.ending is None:
+        state = replace(state, term=replace(term, ending=why))
+        if state.child is not Child.NONE or term.epoch is not None:
+            actions.append(Say("info", "term-ending", f"ending the term: {why}", {"epoch": term.epoch, "why": why}))
+    state, more = _stop_child(state, why, kill_at, now)
+    return state, actions + more
+
+
+# what follows from the facts, whatever event brought them
+
+
+def _settle(state: State, now: float) -> Step:
+    actions: list[Action] = []
+    for rule in (_keep_guard, _keep_lease, _lead, _leave, _evict, _contend, _close):
+        state, more = rule(state, now)
+        actions += more
+    return state, actions
+
+
+def _keep_guard(state: State, now: float) -> Step:
+    """A guard is ready before there is anything to guard."""
+    if state.guard is Guard.NONE and state.exit_code is None and now >= state.guard_retry_at:
+        return replace(state, guard=Guard.STARTING), [SpawnGuard()]
+    return state, []
+
+
+def _keep_lease(state: State, now: float) -> Step:
+    """Renew in time; stop what is overdue. The guard keeps the same deadlines without us."""
+    actions: list[Action] = []
+    term, deadlines, lease = state.term, state.deadlines, state.lease
+    if term is not None and lease is not None and state.connected:
+        if term.in_flight and term.sent_at is not None and now >= term.sent_at + lease.length_s / 2:
+            term = replace(term, in_flight=False, due_at=now)  # a request that raced a reconnect is never answered
+        if not term.in_flight and now >= term.due_at:
+            term = replace(term, in_flight=True, sent_at=now)
+            actions.append(Renew(term.node, now))
+        state = replace(state, term=term)
+    state, more = _keep_deadlines(state, now)
+    return state, actions + more
+
+
+def _keep_deadlines(state: State, now: float) -> Step:
+    """Stop what is overdue; get rid of a guard that does not."""
+    actions: list[Action] = []
+    if state.child is Child.NONE or state.guard is Guard.KILLED:
+        return state, actions
+    deadlines = state.deadlines
+    if state.child is not Child.KILLED and deadlines is not None:
+        if now >= deadlines.soft:
+            state, actions = _end_term(state, "the lease ran out", kill_at=deadlines.hard, now=now)
+        if state.child is Child.STOPPING and state.kill_at is not None and now >= state.kill_at:
+            state, more = _stop_child(state, "", now, now)
+            actions += more
+    silent = (
+        state.unconfirmed_since is not None
+        and state.lease is not None
+        and now >= state.unconfirmed_since + state.lease.length_s / 4
+    )
+    late = state.child is Child.KILLED and now >= (state.kill_at or 0.0) + KILL_MARGIN_S
+    if silent or late:
+        state = replace(state, guard=Guard.KILLED)
+        message = "the guard does not answer: killing it, and the child with it"
+        actions += [Say("error", "guard-stuck", message), KillGuard()]
+    return state, actions
+
+
+def _lead(state: State, now: float) -> Step:
+    """Start the child, once the term is proven by a renewal, the guard is there and nobody has paused us."""
+    term, deadlines = state.term, state.deadlines
+    if term is None or deadlines is None or term.epoch is None or term.ending is not None:
+        return state, []
+    paused = term.control is not None and term.control.paused
+    may = state.child is Child.NONE and state.guard is Guard.READY and term.control_read and not paused
+    if not may or now >= deadlines.soft or not state.connected:
+        return state, []
+    state = replace(state, child=Child.STARTING, guard=Guard.HOLDING)
+    return state, [StartChild(term.epoch, term.node, deadlines)]
+
+
+def _leave(state: State, now: float) -> Step:
+    """Give the leadership away, or the place in line; never while anything of ours may still run."""
+    actions: list[Action] = []
+    term = state.term
+    if term is not None and term.ending is None and state.exit_code is not None:
+        state = replace(state, term=replace(term, ending="stopped"))
+        term = state.term
+    if term is not None and term.ending is not None and state.child is Child.NONE:
+        if term.epoch is not None:
+            actions.append(TermEnded(term.epoch, term.ending))
+        state = replace(state, term=None, took_over_from=None)
+        if state.contending and state.leaving_since is None:
+            state = replace(state, leaving_since=now)
+            actions.append(Leave(state.attempt))
+    if state.exit_code is not None and state.term is None and state.contending and state.leaving_since is None:
+        state = replace(state, leaving_since=now)
+        actions.append(Leave(state.attempt))
+    overdue = state.leaving_since is not None and now >= state.leaving_since + LEAVE_WITHIN_S
+    if overdue and state.exit_code is None and state.child is Child.NONE:
+        # Its thread is stuck in a call that is never answered. The session ends with its client, and takes the znode along.
+        state = replace(state, contending=False, leaving_since=None, connected=False, session=None, node=None)
+        actions.append(NewSession())
+    return state, actions
+
+
+def _evict(state: State, now: float) -> Step:
+    """Delete the leader's znode once its lease has certainly run out, at the version that was last seen."""
+    rival = state.rival
+    if rival is None or rival.version is None or rival.evict_at is None or now < rival.evict_at:
+        return state, []
+    if not state.connected or state.leaving_since is not None or state.exit_code is not None:
+        return state, []
+    state = replace(state, rival=replace(rival, evict_at=now + LEAVE_WITHIN_S))
+    return state, [Evict(rival.node, rival.version)]
+
+
+def _contend(state: State, now: float) -> Step:
+    """Join at the end of the line."""
+    if state.back_off_until is not None and now >= state.back_off_until:
+        state = replace(state, back_off_until=None, back_off_why=None)
+    free = state.connected and not state.contending and state.term is None and state.child is Child.NONE
+    if not free or state.exit_code is not None or state.guard is not Guard.READY or state.back_off_until is not None:
+        return state, []
+    attempt = state.attempt + 1
+    return replace(state, attempt=attempt, contending=True, head_checked=False, node=None), [Join(attempt)]
+
+
+def _close(state: State, now: float) -> Step:
+    """End, once nothing runs and the line is left, or leaving it takes too long."""
+    limit_s = state.settings.connect_timeout_s
+    if limit_s is not None and not state.ever_connected and now >= state.begun_at + limit_s and state.exit_code is None:
+        state = replace(state, exit_code=EXIT_NO_ENSEMBLE)
+        message = f"no ZooKeeper within {limit_s:g} s (--connect-timeout)"
+        return replace(state, closed=True), [Say("error", "giving-up", message), AnswerGuard(), Close(EXIT_NO_ENSEMBLE)]
+    if state.exit_code is None or state.closed or state.child is not Child.NONE:
+        return state, []
+    stuck = state.leaving_since is not None and now >= state.leaving_since + LEAVE_WITHIN_S
+    if state.contending and state.connected and not stuck:
+        return state, []
+    return replace(state, closed=True), [AnswerGuard(), Close(state.exit_code)]
+
+
+# what others are told
+
+
+def member(state: State, base: Member, now: float, wall: float) -> Member:
+    """Return this node's record: `base` (who it is) and what it does; `wall` is the time of day at `now`."""
+    term = state.term
+    started_at = term.started_at if term is not None else None
+    return replace(
+        base,
+        state=state.phase.value,
+        lease=round(state.lease.length_s, 3) if state.lease else None,
+        offset=round(state.offset_s, 3) if state.offset_s is not None else None,
+        child=state.pid,
+        term_since=round(wall - (now - started_at), 3) if started_at is not None else None,
+    )
+
+
+def snapshot(state: State, now: float) -> dict[str, Any]:
+    """Return what `zkbeat health` is told. Ages in seconds."""
+    term, deadlines = state.term, state.deadlines
+    phase = state.phase
+    holds_lease = deadlines is not None and now < deadlines.soft
+    leader = phase is Phase.LEADING and holds_lease
+    ready = (phase is Phase.STANDBY and state.connected) or leader or (phase is Phase.PAUSED and holds_lease)
+    return {
+        "state": phase.value,
+        "ready": ready,
+        "leader": leader,
+        "connected": state.connected,
+        "epoch": term.epoch if term is not None else None,
+        "child": state.pid,
+        "lease_left_s": round(deadlines.hard - now, 3) if deadlines is not None and term is not None else None,
+        "why": state.back_off_why if phase is Phase.BACKING_OFF else None,
+    }

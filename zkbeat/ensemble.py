@@ -1,0 +1,513 @@
+"""The edge to ZooKeeper: kazoo, with what it leaves open closed.
+
+It carries out what `core.term` decides and reports back by posting events; it decides nothing. Everything here that kazoo
+calls runs in kazoo's threads and only posts. What it does about kazoo's traps (measured with kazoo 2.11.0):
+
+- connects are bounded, so that one black-holed server does not use up the session (kazoo waits the whole session timeout
+  for each, #756);
+- TCP_USER_TIMEOUT ends a connection whose data is not acknowledged: each request that kazoo sends resets its own ping
+  timer, so a silent link could stay "connected" for as long as one goes on sending;
+- reconnects back off to a second at most (kazoo's default is an hour);
+- the negotiated session timeout, which kazoo does not expose, is taken from its connection's `_connect`;
+- each attempt in an election has its own Election and Lock objects, which are never used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from kazoo import exceptions as zk
+from kazoo.client import KazooClient
+from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
+from kazoo.protocol.states import KazooState
+from kazoo.recipe.lock import Lock
+from kazoo.retry import ForceRetryError, KazooRetry
+from kazoo.security import make_acl, make_digest_acl
+
+from zkbeat import clock, probe
+from zkbeat.core import record, term
+from zkbeat.core.record import Control, Member
+from zkbeat.core.record import Term as TermRecord
+
+TERMS_KEPT = 100
+
+EXPLAIN_AFTER_S = 2.0
+EXPLAIN_EVERY_S = 30.0
+"""How soon, and then how often, to say why there is no connection yet."""
+
+CALL_TAKES_AT_MOST_S = 5.0
+"""For what is written down on the side; nothing waits for it."""
+
+Post = Callable[[term.Event], None]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach an ensemble, and as whom. Holds secrets, which its repr does not show."""
+
+    hosts: str
+    session_timeout_s: float = 10.0
+    auth_scheme: str | None = None
+    """None, "digest" or "sasl" (DIGEST-MD5)."""
+    auth_user: str | None = None
+    auth_password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_key_password: str | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes; to be kept out of logs, it holds the secrets."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Access:
+        """Return the access that `to_json` was called on."""
+        return cls(**data)
+
+    @property
+    def servers(self) -> int:
+        """How many servers are named."""
+        return self.hosts.partition("/")[0].count(",") + 1
+
+    @property
+    def chroot(self) -> str | None:
+        """The path behind the hosts, or None."""
+        _, slash, path = self.hosts.partition("/")
+        return slash + path if path else None
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return what kazoo's own context amounts to, or None without TLS."""
+        if not self.tls:
+            return None
+        context = ssl.create_default_context(cafile=self.tls_ca)
+        if self.tls_cert and self.tls_key:
+            context.load_cert_chain(self.tls_cert, self.tls_key, self.tls_key_password)
+        return context
+
+
+class _Handler(SequentialThreadingHandler):
+    """kazoo's threads, with bounded connects and a bounded silence."""
+
+    def __init__(self, access: Access, on_error: Callable[[Exception], None]) -> None:
+        super().__init__()
+        self._connect_within_s = max(access.session_timeout_s / (3 * access.servers), 0.25)
+        self._silent_for_ms = int(access.session_timeout_s / 6 * 1000)
+        self._on_error = on_error
+
+    def create_connection(self, *args: Any, **kwargs: Any) -> socket.socket:
+        kwargs["timeout"] = min(kwargs.get("timeout") or self._connect_within_s, self._connect_within_s)
+        try:
+            connection: socket.socket = super().create_connection(*args, **kwargs)
+        except Exception as error:
+            self._on_error(error)
+            raise
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._silent_for_ms)
+        return connection
+
+
+def plain_client(access: Access, on_error: Callable[[Exception], None] = lambda _error: None) -> KazooClient:
+    """Return a client that is not started yet."""
+    options: dict[str, Any] = {}
+    if access.auth_scheme == "digest":
+        options["auth_data"] = [("digest", f"{access.auth_user}:{access.auth_password}")]
+        options["default_acl"] = [make_digest_acl(access.auth_user, access.auth_password, all=True)]
+    elif access.auth_scheme == "sasl":
+        options["sasl_options"] = {
+            "mechanism": "DIGEST-MD5",
+            "username": access.auth_user,
+            "password": access.auth_password,
+        }
+        options["default_acl"] = [make_acl("sasl", access.auth_user, all=True)]
+    if access.tls:
+        options |= {
+            "use_ssl": True,
+            "check_hostname": True,
+            "ca": access.tls_ca,
+            "certfile": access.tls_cert,
+            "keyfile": access.tls_key,
+            "keyfile_password": access.tls_key_password,
+        }
+    handler = _Handler(access, on_error)
+    return KazooClient(
+        hosts=access.hosts,
+        timeout=access.session_timeout_s,
+        handler=handler,
+        connection_retry=_retry(handler, longest_s=min(1.0, access.session_timeout_s / 12)),
+        command_retry=_retry(handler, longest_s=1.0),
+        **options,
+    )
+
+
+def _retry(handler: _Handler, longest_s: float) -> KazooRetry:
+    return KazooRetry(max_tries=-1, delay=0.05, backoff=1.5, max_delay=longest_s, sleep_func=handler.sleep_func)
+
+
+def stop_within(client: KazooClient, within_s: float) -> bool:
+    """Close the session, if that is possible in time; say whether the client has stopped.
+
+    kazoo's `stop` waits at least ten seconds for a connection that hangs, and for ever after AUTH_FAILED (#582).
+    """
+    stopper = threading.Thread(target=_stop, args=(client,), daemon=True)
+    stopper.start()
+    stopper.join(within_s)
+    return not stopper.is_alive()
+
+
+def _stop(client: KazooClient) -> None:
+    with contextlib.suppress(Exception):
+        client.stop()
+        client.close()
+
+
+def delete_within(client: KazooClient, path: str, within_s: float) -> str | None:
+    """Delete a znode, through connection losses; return None once it is gone, else what is in the way."""
+    give_up_at = clock.now() + within_s
+    error = "no connection"
+    while (left_s := give_up_at - clock.now()) > 0:
+        if not client.connected and not client.start_async().wait(left_s):
+            break
+        try:
+            client.delete_async(path).get(timeout=min(left_s, 2.0))
+        except zk.NoNodeError:
+            return None
+        except (zk.NoAuthError, zk.AuthFailedError):
+            return "no permission"
+        except (zk.KazooException, KazooTimeoutError) as failure:
+            error = describe(failure)
+            threading.Event().wait(0.05)
+        else:
+            return None
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """Say what an exception of kazoo's means: most of them have no text."""
+    return str(error) or type(error).__name__
+
+
+class _Line(Lock):  # type: ignore[misc]
+    """kazoo's Lock, which also tells our place in the line whenever it looks at it."""
+
+    def __init__(self, client: KazooClient, path: str, data: bytes, on_queued: Callable[[str, int, str | None], None]):
+        super().__init__(client, path, data.decode())
+        self._on_queued = on_queued
+
+    def _get_predecessor(self, node: str) -> str | None:
+        """Watch only whom kazoo's own would (kazoo/recipe/lock.py), the one just before us: no herd."""
+        line = record.line(self.client.get_children(self.path))
+        if node not in line:
+            raise ForceRetryError
+        ahead = line[: line.index(node)]
+        self._on_queued(node, len(ahead), ahead[0] if ahead else None)
+        return ahead[-1] if ahead else None
+
+
+class _Attempt:
+    """One attempt to lead: a thread that does nothing but kazoo's `Election.run`."""
+
+    def __init__(
+        self, number: int, client: KazooClient, path: str, data: bytes, prepare: Callable[[], None], post: Post
+    ):
+        self._number = number
+        self._path = path
+        self._prepare = prepare
+        self._post = post
+        self._over = threading.Event()
+        self._election = client.Election(path, "")
+        self._lock = self._election.lock = _Line(client, path, data, self._queued)
+        # kazoo's own would back off further with each session that is lost, perhaps when first in line.
+        # Interrupted, it calls the leader function without the leadership: `_lead` looks.
+        self._lock._retry = KazooRetry(  # noqa: SLF001
+            max_tries=-1,
+            delay=0.05,
+            max_delay=1.0,
+            sleep_func=client.handler.sleep_func,
+            interrupt=self._over.is_set,
+        )
+        threading.Thread(target=self._run, name=f"election-{number}", daemon=True).start()
+
+    def leave(self) -> None:
+        self._over.set()
+        self._lock.cancel()
+
+    def _queued(self, node: str, ahead: int, head: str | None) -> None:
+        self._post(term.Queued(self._number, node, ahead, head))
+
+    def _run(self) -> None:
+        error: str | None = None
+        try:
+            self._prepare()
+            if not self._over.is_set():
+                self._election.run(self._lead)
+        except (zk.NoAuthError, zk.AuthFailedError):
+            refused = f"ZooKeeper refuses to let us write below {self._path}: check the credentials and the ACLs there"
+            self._post(term.Refused(term.EXIT_NO_PERMISSION, refused))
+        except _MissingChrootError as missing:
+            self._post(term.Refused(term.EXIT_CONFIG, str(missing)))
+        except Exception as failure:  # noqa: BLE001: whatever it is, the loop must hear that this attempt is over
+            error = None if self._over.is_set() else describe(failure)
+        self._post(term.ElectionEnded(self._number, error))
+
+    def _lead(self) -> None:
+        if self._lock.is_acquired and self._lock.node is not None and not self._over.is_set():
+            self._post(term.Elected(self._number, self._lock.node))
+            self._over.wait()
+
+
+class _MissingChrootError(Exception):
+    pass
+
+
+class Ensemble:
+    """A session with ZooKeeper, and this election in it. All methods return at once; answers are posted."""
+
+    def __init__(self, access: Access, root: str, name: str, post: Post, left_behind: str | None = None) -> None:
+        self._access = access
+        self._base = f"{root.rstrip('/')}/{name}"
+        self._election_path = f"{self._base}/election"
+        self._post = post
+        self._client: KazooClient | None = None
+        self._attempt: _Attempt | None = None
+        self._notes: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=100)
+        self._last_error: str | None = None
+        self._left_behind = left_behind
+        threading.Thread(target=self._keep_notes, name="notes", daemon=True).start()
+
+    @property
+    def last_error(self) -> str | None:
+        """What the last connection attempt failed for."""
+        return self._last_error
+
+    def znode(self, node: str) -> str:
+        """Return the full path of an election znode, without the chroot."""
+        return f"{self._election_path}/{node}"
+
+    # the session
+
+    def open(self) -> None:
+        """Start connecting; goes on until `close`."""
+        client = self._client = plain_client(self._access, self._connection_failed)
+        connect = client._connection._connect  # noqa: SLF001
+
+        def connect_and_tell(*args: Any) -> tuple[float, float]:
+            sent_at = clock.now()
+            read_s, connect_s = connect(*args)
+            # kazoo takes two thirds of the negotiated timeout as its read timeout (kazoo/protocol/connection.py).
+            timeout_s = round(read_s * 1.5 / 1000, 3)
+            if client is self._client and not client._connection._ro_mode:  # noqa: SLF001
+                self._last_error = None
+                self._post(term.Connected(client.client_id[0], timeout_s, sent_at))
+            return read_s, connect_s
+
+        client._connection._connect = connect_and_tell  # noqa: SLF001
+
+        def state_changed(state: str) -> None:
+            if client is not self._client:
+                return
+            if state == KazooState.SUSPENDED:
+                self._post(term.Suspended())
+            elif state == KazooState.LOST:
+                self._post(term.Lost())
+                if client._state == "AUTH_FAILED":  # noqa: SLF001
+                    self._post(term.Refused(term.EXIT_NO_PERMISSION, "ZooKeeper refuses the credentials"))
+
+        client.add_listener(state_changed)
+        client.start_async()
+        threading.Thread(target=self._explain, args=(client,), name="explain", daemon=True).start()
+
+    def _explain(self, client: KazooClient) -> None:
+        """While there is no connection, find out why and say so; give up on what trying again does not mend."""
+        pause_s = EXPLAIN_AFTER_S
+        while client is self._client:
+            if client._live.wait(pause_s):  # noqa: SLF001
+                return
+            if client is not self._client:
+                return
+            findings = [probe.look(server, self._access.tls_context()) for server in probe.servers(self._access.hosts)]
+            message = "no connection to ZooKeeper: " + "; ".join(finding.sentence for finding in findings)
+            if all(finding.hopeless for finding in findings):
+                self._post(term.Refused(max(finding.exit_code for finding in findings), message))
+                return
+            self._post(term.Unreachable(message))
+            pause_s = EXPLAIN_EVERY_S
+
+    def renew_session(self) -> None:
+        """Drop the session, whatever state it is in, and open another."""
+        client, self._client, self._attempt = self._client, None, None
+        if client is not None:
+            stop_within(client, 0.0)
+        self.open()
+
+    def close(self, within_s: float) -> bool:
+        """Close the session; say whether that was possible in time."""
+        client, self._client = self._client, None
+        return client is None or stop_within(client, within_s)
+
+    def _connection_failed(self, error: Exception) -> None:
+        self._last_error = describe(error)
+        if isinstance(error, ssl.SSLError):
+            self._last_error = f"TLS: {self._last_error}"
+
+    # the election
+
+    def join(self, attempt: int, member: Member) -> None:
+        """Contend, with this record."""
+        if self._client is not None:
+            path, data = self._election_path, member.encode()
+            self._attempt = _Attempt(attempt, self._client, path, data, self._prepare, self._post)
+            self._number = attempt
+
+    def leave(self, attempt: int) -> None:
+        """End that attempt."""
+        if self._attempt is not None and self._number == attempt:
+            self._attempt.leave()
+
+    def _prepare(self) -> None:
+        client = self._client
+        if client is None:
+            return
+        if client.chroot and client.exists("/") is None:
+            raise _MissingChrootError(
+                f"the path {client.chroot}, given with the hosts, does not exist in ZooKeeper: create it, or leave it out"
+            )
+        for path in (self._election_path, f"{self._base}/terms", f"{self._base}/control"):
+            client.ensure_path(path)
+        if self._left_behind is not None:
+            # The host lock is ours: everything of that earlier life is dead (S3).
+            with contextlib.suppress(zk.NoNodeError):
+                client.delete(self._left_behind)
+            self._left_behind = None
+
+    def look_at(self, node: str) -> None:
+        """Read a contender's record."""
+
+        def seen(result: Any) -> None:
+            with contextlib.suppress(zk.KazooException, KazooTimeoutError):
+                data, stat = result.get()
+                self._post(term.MemberSeen(node, stat.version, Member.decode(data)))
+
+        self._call("get_async", self.znode(node), then=seen)
+
+    def evict(self, node: str, version: int) -> None:
+        """Delete a contender's znode if it is still at this version."""
+
+        def tried(result: Any) -> None:
+            self._post(term.EvictionTried(node, deleted=result.exception is None))
+
+        self._call("delete_async", self.znode(node), version, then=tried)
+
+    def renew(self, node: str, sent_at: float, member: Member) -> None:
+        """Write our record: a quorum write, which only succeeds while the leadership exists."""
+        wall_sent = clock.wall()
+
+        def answered(result: Any) -> None:
+            error = result.exception
+            if error is None:
+                stat = result.value
+                midway = (wall_sent + clock.wall()) / 2
+                offset_s = round(midway - stat.mtime / 1000, 3)
+                self._post(term.Renewed(node, sent_at, stat.ephemeralOwner, stat.czxid, offset_s))
+                return
+            refused = isinstance(error, (zk.NoNodeError, zk.SessionExpiredError, zk.NoAuthError))
+            self._post(term.RenewalFailed(node, sent_at, refused, describe(error)))
+
+        self._call("set_async", self.znode(node), member.encode(), then=answered)
+
+    def read_control(self) -> None:
+        """Read what operators ask for, and watch it."""
+        path = f"{self._base}/control"
+
+        def touched(_event: Any) -> None:
+            self._post(term.ControlTouched())
+
+        def read(result: Any) -> None:
+            error = result.exception
+            if error is None:
+                data, _stat = result.value
+                self._post(term.ControlRead(Control.decode(data) if data else None))
+            elif isinstance(error, zk.NoNodeError):
+                self._post(term.ControlRead(None))
+            # Else the connection is lost, and it is read again once there is another.
+
+        self._call("get_async", path, touched, then=read)
+
+    def _call(self, method: str, *args: Any, then: Callable[[Any], None]) -> None:
+        if self._client is not None:
+            getattr(self._client, method)(*args).rawlink(then)
+
+    # what is written down on the side
+
+    def term_began(self, epoch: int, member_id: str, after: term.Rival | None, offset_s: float) -> None:
+        """Note the beginning of a term, and the end of one whose leader could not."""
+        began = clock.wall() - offset_s
+        seen_ago_s = clock.now() - after.seen_at if after is not None and after.seen_at is not None else None
+
+        def note(client: KazooClient) -> None:
+            terms = f"{self._base}/terms"
+            epochs = sorted(name for name in _get(client.get_children_async(terms)) if name.isdigit())
+            gap = None
+            if epochs:
+                last_path = f"{terms}/{epochs[-1]}"
+                data, _stat = _get(client.get_async(last_path))
+                last = TermRecord.decode(data)
+                if last is not None and last.end is None:
+                    ended = began - seen_ago_s if seen_ago_s is not None else None
+                    last = replace(last, end=ended, why="lost: the leader did not say why")
+                    _get(client.set_async(last_path, last.encode()))
+                if last is not None and last.end is not None:
+                    gap = round(began - last.end, 3)
+            mine = TermRecord(epoch=epoch, id=member_id, start=round(began, 3), gap=gap)
+            with contextlib.suppress(zk.NodeExistsError):
+                _get(client.create_async(f"{terms}/{epoch:020d}", mine.encode()))
+            for name in epochs[: max(len(epochs) + 1 - TERMS_KEPT, 0)]:
+                with contextlib.suppress(zk.NoNodeError):
+                    _get(client.delete_async(f"{terms}/{name}"))
+
+        self._note(note)
+
+    def term_ended(self, epoch: int, why: str, offset_s: float) -> None:
+        """Note the end of a term."""
+        ended = round(clock.wall() - offset_s, 3)
+
+        def note(client: KazooClient) -> None:
+            path = f"{self._base}/terms/{epoch:020d}"
+            data, _stat = _get(client.get_async(path))
+            mine = TermRecord.decode(data)
+            if mine is not None:
+                _get(client.set_async(path, replace(mine, end=ended, why=why).encode()))
+
+        self._note(note)
+
+    def flush_notes(self, within_s: float) -> None:
+        """Wait until what was to be written down is written, but not for long."""
+        written = threading.Event()
+        with contextlib.suppress(queue.Full):
+            self._notes.put_nowait(written.set)
+            written.wait(within_s)
+
+    def _note(self, write: Callable[[KazooClient], None]) -> None:
+        client = self._client
+        if client is not None:
+            with contextlib.suppress(queue.Full):
+                self._notes.put_nowait(lambda: write(client))
+
+    def _keep_notes(self) -> None:
+        while True:
+            write = self._notes.get()
+            # Best effort: the history of the terms is for people, and nothing depends on it.
+            with contextlib.suppress(zk.KazooException, KazooTimeoutError):
+                write()
+
+
+def _get(result: Any) -> Any:
+    return result.get(timeout=CALL_TAKES_AT_MOST_S)

@@ -1,0 +1,280 @@
+"""The guard: the child's parent, and the keeper of its deadline. A process of its own, stdlib only.
+
+`core.custody` decides; this file carries out. It talks with the sidecar over a stream socket, one JSON object a line:
+
+| from the sidecar | meaning |
+|---|---|
+| `{"do": "place", "znode", "access"}` | our election znode, and how to reach ZooKeeper to delete it |
+| `{"do": "begin", "argv", "env", "lease_file", "soft", "hard"}` | start the child |
+| `{"do": "extend", "n", "soft", "hard"}` | the lease was renewed |
+| `{"do": "stop", "kill_at"}`, `{"do": "kill"}`, `{"do": "signal", "number"}` | end it, or pass a signal on |
+| `{"do": "answered"}` | nothing runs, and the sidecar knows: the guard may end |
+
+| to the sidecar | meaning |
+|---|---|
+| `{"is": "ready"}` | nothing will fail any more but the command itself |
+| `{"is": "started", "pid"}` | the child runs |
+| `{"is": "extended", "n"}` | that extension is in force |
+| `{"is": "dead", "code", "overdue", "error"}` | the child and all it started are dead |
+
+It must never block: not on a sidecar that is stopped (the socket does not block, and what does not fit is dropped), nor on
+a child that does not die.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from typing import Any
+
+from zkbeat import clock, processes
+from zkbeat.core import custody
+from zkbeat.core.custody import Act
+
+RESWEEP_S = 0.02
+"""How soon to look again for descendants while they are being killed: one may have forked just then."""
+
+REMOVAL_TAKES_AT_MOST_S = 30.0
+
+SHRUGGED_OFF = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGALRM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+
+LEASE_FORMAT = "=qq"
+"""The lease file: the soft and the hard deadline, CLOCK_BOOTTIME nanoseconds."""
+
+
+class Guard:
+    """One guard: one child at most."""
+
+    def __init__(self, sidecar: socket.socket, inherited: tuple[int, ...], removal_argv: list[str]) -> None:
+        self._sidecar: socket.socket | None = sidecar
+        self._sidecar_pid = os.getppid()
+        self._inherited = inherited
+        self._removal_argv = removal_argv
+        self._removal: subprocess.Popen[bytes] | None = None
+        self._place: dict[str, Any] | None = None
+        self._order: dict[str, Any] = {}
+        self._leash: processes.Leash | None = None
+        self._child: int | None = None
+        self._code: int | None = None
+        self._error: str | None = None
+        self._lease_fd: int | None = None
+        self._received = b""
+        self._state = custody.Custody()
+        self._alarm = clock.Alarm()
+        self._ended = False
+
+    def run(self) -> None:
+        """Serve until the child is dead and the sidecar knows, or is gone too."""
+        woken, wakes = os.pipe()
+        for fd in (woken, wakes):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+        _shrug_off_signals()
+        processes.become_subreaper()
+        selector = selectors.DefaultSelector()
+        selector.register(woken, selectors.EVENT_READ)
+        if self._alarm.fd is not None:
+            selector.register(self._alarm.fd, selectors.EVENT_READ)
+        if self._sidecar is not None:
+            self._sidecar.setblocking(False)
+            selector.register(self._sidecar, selectors.EVENT_READ)
+        self._tell({"is": "ready"})
+        while not self._ended:
+            self._alarm.set(self._wake_at())
+            ready = {key.fileobj for key, _ in selector.select(self._alarm.timeout_s())}
+            if woken in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(woken, 512)
+            self._reap()
+            if self._sidecar is not None and self._sidecar in ready and not self._read():
+                selector.unregister(self._sidecar)
+                self._sidecar = None
+                self._step(custody.SidecarGone())
+            self._step(custody.Time())
+
+    def _wake_at(self) -> float | None:
+        if self._state.child is custody.Child.KILLED:
+            return clock.now() + RESWEEP_S
+        return custody.next_deadline(self._state)
+
+    def _step(self, event: custody.Event) -> None:
+        self._state, actions = custody.step(self._state, event, clock.now())
+        for action in actions:
+            self._carry_out(action)
+
+    def _carry_out(self, action: custody.Action) -> None:  # noqa: C901
+        match action:
+            case custody.Publish(soft, hard):
+                self._publish(soft, hard)
+            case custody.Signal(number) if self._child is not None:
+                processes.kill(self._child, number)
+            case Act.SPAWN:
+                self._spawn()
+            case Act.TERMINATE if self._child is not None:
+                processes.kill_group(self._child, signal.SIGTERM)
+            case Act.KILL:
+                self._sweep()
+            case Act.REPORT_DEAD:
+                dead = {"is": "dead", "code": self._code, "overdue": self._state.overdue, "error": self._error}
+                self._tell(dead)
+            case Act.KILL_SIDECAR:
+                # The pid is its own as long as it is our parent.
+                if os.getppid() == self._sidecar_pid:
+                    processes.kill(self._sidecar_pid, signal.SIGKILL)
+            case Act.PREPARE_REMOVAL:
+                self._prepare_removal()
+            case Act.REMOVE_ZNODE:
+                self._remove_znode()
+            case Act.END:
+                self._ended = True
+
+    # the sidecar
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        if self._sidecar is not None:
+            # A sidecar that does not read for long is stopped: it finds out from the closed socket, or is killed.
+            with contextlib.suppress(OSError):
+                self._sidecar.send(json.dumps(message).encode() + b"\n")
+
+    def _read(self) -> bool:
+        """Take what the sidecar has sent; return False when it is gone."""
+        if self._sidecar is None:
+            return False
+        try:
+            data = self._sidecar.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+        return bool(data)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message["do"]:
+            case "place":
+                self._place = message
+            case "begin":
+                self._order = message
+                self._step(custody.Begin(message["soft"], message["hard"]))
+            case "extend":
+                self._step(custody.Extend(message["soft"], message["hard"]))
+                self._tell({"is": "extended", "n": message["n"]})
+            case "stop":
+                self._step(custody.Stop(message["kill_at"]))
+            case "kill":
+                self._step(custody.Kill())
+            case "signal":
+                self._step(custody.Forward(message["number"]))
+            case "answered":
+                self._step(custody.Answered())
+
+    # the child
+
+    def _publish(self, soft: float, hard: float) -> None:
+        # Missing or full: whoever reads the lease there sees an old one, and stops. That is the safe side.
+        with contextlib.suppress(OSError):
+            if self._lease_fd is None:
+                self._lease_fd = os.open(self._order["lease_file"], os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.pwrite(self._lease_fd, struct.pack(LEASE_FORMAT, int(soft * 1e9), int(hard * 1e9)), 0)
+
+    def _spawn(self) -> None:
+        leash = self._leash = processes.Leash()
+        try:
+            child = subprocess.Popen(  # noqa: S603
+                self._order["argv"],
+                env=self._order["env"],
+                start_new_session=True,
+                # Safe here: this process has one thread. It runs after setsid.
+                preexec_fn=leash.put_on,  # noqa: PLW1509
+                pass_fds=(*self._inherited, leash.fd),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            self._code = 127 if isinstance(error, FileNotFoundError) else 126
+            self._error = str(error)
+            self._step(custody.AllDead())
+        else:
+            self._child = child.pid
+            self._tell({"is": "started", "pid": child.pid})
+        finally:
+            leash.hand_over()
+
+    def _reap(self) -> None:
+        ended = processes.reap()
+        if self._child in ended:
+            self._code = processes.exit_code(ended[self._child])
+            self._step(custody.ChildEnded())
+        if self._state.child is custody.Child.KILLED and not self._sweep() and self._code is not None:
+            self._step(custody.AllDead())
+
+    def _sweep(self) -> bool:
+        """Kill the child's group and every descendant; return whether any was left."""
+        group_left = self._child is not None and processes.kill_group(self._child, signal.SIGKILL)
+        spared = self._removal.pid if self._removal is not None else None
+        left = processes.descendants(os.getpid(), lambda pid: pid == spared)
+        for pid in left:
+            processes.kill(pid, signal.SIGKILL)
+        return bool(left) or (group_left and not processes.LINUX)
+
+    # the znode
+
+    def _prepare_removal(self) -> None:
+        """Start the process that will delete the znode: importing kazoo and connecting take longer than a child's death."""
+        if self._place is None:
+            return
+        with contextlib.suppress(OSError):
+            self._removal = subprocess.Popen(self._removal_argv, stdin=subprocess.PIPE)  # noqa: S603
+            if self._removal.stdin is not None:
+                self._removal.stdin.write(json.dumps(self._place).encode() + b"\n")
+                self._removal.stdin.flush()
+
+    def _remove_znode(self) -> None:
+        if self._removal is None or self._removal.stdin is None:
+            return
+        with contextlib.suppress(OSError):  # it has ended by itself, and said why
+            self._removal.stdin.write(b"remove\n")
+            self._removal.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._removal.wait(REMOVAL_TAKES_AT_MOST_S)
+        if self._removal.returncode is None:
+            self._removal.kill()
+
+
+def _shrug_off_signals() -> None:
+    """Survive what a terminal or a supervisor sends to everything.
+
+    By a handler, since what is ignored would stay ignored in the child; what was ignored already (nohup) stays so.
+    """
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    for number in SHRUGGED_OFF:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
+
+
+def main() -> None:
+    """Run a guard: `argv` is the socket's descriptor, those to pass on (comma-separated), the removal's command (JSON)."""
+    sidecar, inherited, removal = sys.argv[1:4]
+    Guard(
+        socket.socket(fileno=int(sidecar)),
+        tuple(int(fd) for fd in inherited.split(",") if fd),
+        json.loads(removal),
+    ).run()

@@ -1,0 +1,337 @@
+"""What an operator does from any host: look at an election, and ask its leader for something."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from kazoo import exceptions as zk
+from kazoo.client import KazooClient
+from kazoo.handlers.threading import KazooTimeoutError
+
+from zkbeat import clock, probe
+from zkbeat.core import record
+from zkbeat.core.record import Control, Member, Term
+from zkbeat.core.term import EXIT_NO_ENSEMBLE, EXIT_NO_PERMISSION
+from zkbeat.ensemble import Access, plain_client, stop_within
+
+CONNECT_WITHIN_S = 5.0
+CALL_WITHIN_S = 5.0
+REFRESH_EVERY_S = 1.0
+WAIT_AT_MOST_S = 120.0
+TERMS_SHOWN = 5
+
+EXIT_NO_LEADER = 1
+EXIT_USAGE = 2
+
+
+class OperatorError(Exception):
+    """What was asked for cannot be done; the message is one line."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A contender as it stands in ZooKeeper."""
+
+    node: str
+    member: Member | None
+    epoch: int
+    renewed_ago_s: float
+
+
+@dataclass(frozen=True)
+class Election:
+    """One look at an election."""
+
+    name: str
+    line: tuple[Seen, ...]
+    control: Control | None
+    terms: tuple[Term, ...]
+    """The latest first."""
+
+    @property
+    def leader(self) -> Seen | None:
+        """The first in line, if it runs its command, or would if it were not paused."""
+        head = self.line[0] if self.line else None
+        leads = head is not None and head.member is not None and head.member.state in {"leading", "paused", "stopping"}
+        return head if leads else None
+
+
+class _Path:
+    """The znodes of one election, read with bounded calls."""
+
+    def __init__(self, client: KazooClient, base: str, name: str) -> None:
+        self._client = client
+        self.name = name
+        self._base = base
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._client, f"{method}_async")(*args).get(timeout=CALL_WITHIN_S)
+
+    def look(self) -> Election:
+        """Read everything; what vanishes meanwhile is left out."""
+        line: list[Seen] = []
+        path = f"{self._base}/election"
+        server_ms: float | None = None
+        stats = []
+        for node in record.line(self._children(path)):
+            with contextlib.suppress(zk.NoNodeError):
+                data, stat = self.call("get", f"{path}/{node}")
+                stats.append((node, data, stat))
+                server_ms = max(server_ms or 0.0, float(stat.mtime))
+        for node, data, stat in stats:
+            member = Member.decode(data)
+            # The quorum leader's clock is not ours: the offset that the members measured stands in for it.
+            line.append(Seen(node, member, stat.czxid, round(max(clock.wall() - stat.mtime / 1000, 0.0), 1)))
+        control = None
+        with contextlib.suppress(zk.NoNodeError):
+            control = Control.decode(self.call("get", f"{self._base}/control")[0])
+        terms: list[Term] = []
+        names = sorted((name for name in self._children(f"{self._base}/terms") if name.isdigit()), reverse=True)
+        for name in names[:TERMS_SHOWN]:
+            with contextlib.suppress(zk.NoNodeError):
+                found = Term.decode(self.call("get", f"{self._base}/terms/{name}")[0])
+                terms += [found] if found is not None else []
+        return Election(self.name, tuple(line), control, tuple(terms))
+
+    def change_control(self, **changes: Any) -> None:
+        """Change fields of the control record, whatever else changes it meanwhile."""
+        path = f"{self._base}/control"
+        while True:
+            data, stat = self.call("get", path)
+            control = replace(Control.decode(data) or Control(), **changes)
+            with contextlib.suppress(zk.BadVersionError):
+                self.call("set", path, control.encode(), stat.version)
+                return
+
+    def _children(self, path: str) -> list[str]:
+        try:
+            children: list[str] = self.call("get_children", path)
+        except zk.NoNodeError:
+            return []
+        return children
+
+
+@contextlib.contextmanager
+def _connected(access: Access, root: str, name: str | None) -> Iterator[_Path]:
+    client = plain_client(access)
+    try:
+        if not client.start_async().wait(CONNECT_WITHIN_S):
+            found = [probe.look(server, access.tls_context()).sentence for server in probe.servers(access.hosts)]
+            raise OperatorError("no ZooKeeper: " + "; ".join(found), EXIT_NO_ENSEMBLE)
+        yield _Path(client, f"{root.rstrip('/')}/{_which(client, root, name)}", _which(client, root, name))
+    except zk.NoAuthError:
+        raise OperatorError(
+            f"ZooKeeper refuses access below {root}: give --auth-user and a password", EXIT_NO_PERMISSION
+        ) from None
+    except zk.AuthFailedError:
+        raise OperatorError("ZooKeeper refuses the credentials", EXIT_NO_PERMISSION) from None
+    except (zk.ConnectionLoss, zk.SessionExpiredError, zk.ConnectionClosedError, KazooTimeoutError):
+        raise OperatorError("the connection to ZooKeeper was lost", EXIT_NO_ENSEMBLE) from None
+    finally:
+        stop_within(client, 1.0)
+
+
+def _which(client: KazooClient, root: str, name: str | None) -> str:
+    try:
+        names = sorted(client.get_children_async(root).get(timeout=CALL_WITHIN_S))
+    except zk.NoNodeError:
+        names = []
+    if name is not None:
+        if name not in names:
+            known = f"; there are {', '.join(names)}" if names else ""
+            raise OperatorError(f"there is no election named {name!r} below {root}{known}", EXIT_NO_LEADER)
+        return name
+    if len(names) == 1:
+        return str(names[0])
+    if not names:
+        raise OperatorError(f"there is no election below {root}: no zkbeat has run with it yet", EXIT_NO_LEADER)
+    raise OperatorError(f"there are several elections: say which with --name ({', '.join(names)})", EXIT_USAGE)
+
+
+def _fail(error: OperatorError) -> int:
+    print(f"zkbeat: {error}", file=sys.stderr)  # noqa: T201
+    return error.exit_code
+
+
+def status(access: Access, root: str, name: str | None, *, as_json: bool, watch: bool) -> int:
+    """Print an election, once or for as long as somebody watches; return the exit code."""
+    try:
+        with _connected(access, root, name) as path:
+            election = path.look()
+            if watch:
+                _follow(path, election, as_json=as_json)
+            elif as_json:
+                print(json.dumps(_as_json(election)))  # noqa: T201
+            else:
+                _print_tables(election)
+    except OperatorError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return 130
+    return 0 if election.leader is not None else EXIT_NO_LEADER
+
+
+def _as_json(election: Election) -> dict[str, Any]:
+    def seen(one: Seen) -> dict[str, Any]:
+        about = asdict(one.member) if one.member is not None else {"id": None, "state": "unreadable"}
+        return about | {"node": one.node, "epoch": one.epoch, "renewed_ago_s": one.renewed_ago_s}
+
+    leader = election.leader
+    return {
+        "name": election.name,
+        "leader": seen(leader) if leader is not None else None,
+        "members": [seen(one) for one in election.line],
+        "control": asdict(election.control) if election.control is not None else None,
+        "terms": [asdict(one) for one in election.terms],
+    }
+
+
+def _follow(path: _Path, election: Election, *, as_json: bool) -> None:
+    if as_json:
+        while True:
+            print(json.dumps(_as_json(election)), flush=True)  # noqa: T201
+            time.sleep(REFRESH_EVERY_S)
+            election = path.look()
+    from rich.live import Live  # noqa: PLC0415: not for machines
+
+    with Live(_render(election), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        while True:
+            time.sleep(REFRESH_EVERY_S)
+            try:
+                live.update(_render(path.look()), refresh=True)
+            except (zk.ConnectionLoss, zk.OperationTimeoutError, KazooTimeoutError):
+                live.update("no connection to ZooKeeper: trying again", refresh=True)
+
+
+def _print_tables(election: Election) -> None:
+    from rich.console import Console  # noqa: PLC0415: not for machines
+
+    Console().print(_render(election))
+
+
+def _render(election: Election) -> Any:
+    from rich import box  # noqa: PLC0415
+    from rich.console import Group  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    leader = election.leader
+    if leader is not None and leader.member is not None:
+        title = Text.assemble("election ", (election.name, "bold"), ", leader ", (leader.member.id, "bold green"))
+        title.append(f", epoch {leader.epoch}")
+    else:
+        title = Text.assemble("election ", (election.name, "bold"), ", ", ("no leader", "bold red"))
+    parts: list[Any] = [title]
+    control = election.control
+    if control is not None and control.paused:
+        ago = f" {_ago(clock.wall() - control.since)} ago" if control.since else ""
+        why = f": {control.reason}" if control.reason else ""
+        parts.append(Text(f"paused by {control.by or 'somebody'}{ago}{why}", style="bold yellow"))
+
+    line = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "member", "state", "child", "for", "lease", "written", "clock", "version"):
+        line.add_column(
+            heading, justify="right" if heading in {"", "child", "for", "lease", "written", "clock"} else "left"
+        )
+    for place, one in enumerate(election.line):
+        line.add_row(str(place or "▶"), *_member_cells(one), style="green" if one is leader else "")
+    parts.append(line if election.line else Text("nobody is in line", style="dim"))
+
+    if election.terms:
+        terms = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="last terms", title_justify="left")
+        for heading in ("epoch", "member", "began", "lasted", "gap before", "why it ended"):
+            terms.add_column(heading, justify="right" if heading in {"epoch", "lasted", "gap before"} else "left")
+        for term in election.terms:
+            lasted = _ago(term.end - term.start) if term.end else "goes on"
+            gap = f"{term.gap:.2f} s" if term.gap is not None else "-"
+            terms.add_row(str(term.epoch), term.id, _clock(term.start), lasted, gap, term.why or "")
+        parts.append(terms)
+    return Group(*parts)
+
+
+def _member_cells(one: Seen) -> list[str]:
+    member = one.member
+    if member is None:
+        return [one.node, "unreadable record", "", "", "", "", "", ""]
+    offset = f"{member.offset:+.2f} s" if member.offset is not None else "-"
+    since = member.term_since or member.since
+    return [
+        member.id,
+        member.state,
+        str(member.child or "-"),
+        _ago(clock.wall() - since) if since else "-",
+        f"{member.lease:.3g} s" if member.lease else "-",
+        f"{_ago(one.renewed_ago_s)} ago",
+        offset,
+        member.version,
+    ]
+
+
+def _ago(seconds: float) -> str:
+    seconds = max(seconds, 0.0)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _operator() -> str:
+    with contextlib.suppress(KeyError, OSError):
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    return f"uid {os.getuid()}"
+
+
+def set_paused(access: Access, root: str, name: str | None, *, paused: bool, reason: str | None) -> int:
+    """Pause or resume an election; return the exit code."""
+    try:
+        with _connected(access, root, name) as path:
+            path.change_control(paused=paused, by=_operator(), reason=reason, since=round(clock.wall(), 3))
+            does = "paused: the leader stops its child and starts none" if paused else "resumed"
+            print(f"{path.name} is {does}")  # noqa: T201
+    except OperatorError as error:
+        return _fail(error)
+    return 0
+
+
+def step_down(access: Access, root: str, name: str | None, *, wait: bool) -> int:
+    """Ask the leader of this moment to step down; return the exit code."""
+    try:
+        with _connected(access, root, name) as path:
+            leader = path.look().leader
+            if leader is None or leader.member is None:
+                raise OperatorError(f"nobody leads {path.name}", EXIT_NO_LEADER)
+            path.change_control(step_down=leader.epoch, by=_operator())
+            print(f"asked {leader.member.id} to step down (epoch {leader.epoch})")  # noqa: T201
+            return _await_another(path, leader.epoch) if wait else 0
+    except OperatorError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _await_another(path: _Path, epoch: int) -> int:
+    give_up_at = clock.now() + WAIT_AT_MOST_S
+    while clock.now() < give_up_at:
+        leader = path.look().leader
+        if leader is not None and leader.member is not None and leader.epoch != epoch:
+            print(f"{leader.member.id} leads now (epoch {leader.epoch})")  # noqa: T201
+            return 0
+        time.sleep(0.1)
+    raise OperatorError(f"no other leader within {WAIT_AT_MOST_S:g} s", EXIT_NO_LEADER)

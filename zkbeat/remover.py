@@ -1,0 +1,40 @@
+"""Deletes one election znode and ends: what a guard runs when its sidecar is gone.
+
+It is started while the child is still being stopped, imports and connects, and waits on its standard input for the word
+that everything is dead: only then may the znode go (S3). If the word does not come, because the guard was killed too, it
+deletes nothing.
+
+Only the znode's name is needed, since the name of a sequential znode never comes back: this cannot hit another term.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from zkbeat import ensemble
+
+WITHIN_S = 10.0
+"""After that nobody is helped any more: the session has expired or the next in line has evicted it."""
+
+
+def main() -> int:
+    """Serve one removal; return the exit code: 0 if the znode is gone."""
+    order = json.loads(sys.stdin.readline())
+    access = ensemble.Access.from_json(order["access"])
+    client = ensemble.plain_client(access)
+    client.start_async()
+    try:
+        if sys.stdin.readline() != "remove\n":
+            return 1
+        error = ensemble.delete_within(client, order["znode"], WITHIN_S)
+        if error is not None:
+            print(f"zkbeat: could not delete {order['znode']}: {error}", file=sys.stderr)  # noqa: T201
+            return 1
+        with contextlib.suppress(OSError):
+            Path(order["note"]).unlink(missing_ok=True)
+        return 0
+    finally:
+        ensemble.stop_within(client, 1.0)

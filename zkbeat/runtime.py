@@ -1,0 +1,148 @@
+"""The runtime directory of one zkbeat on one node: the host lock, the health socket, the lease, the noted znode.
+
+It is private (0700, ours) because who may write there may speak for this node. Nothing in it needs to survive a reboot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import time
+from pathlib import Path
+
+EXIT_HELD = 75
+EXIT_CONFIG = 78
+
+LOCK_WAIT_S = 5.0
+"""How long to wait for the lock: an earlier life's guard needs about a second to end its child."""
+
+LOCK_POLL_S = 0.05
+
+SOCKET_PATH_AT_MOST = 100
+"""sun_path holds 108 bytes on Linux, 104 on macOS."""
+
+
+class RuntimeDirectoryError(Exception):
+    """The runtime directory cannot be used; the message says why and what to do."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_CONFIG) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def default_base() -> Path:
+    """Return where runtime directories go by default, one per election's name."""
+    if os.geteuid() == 0:
+        return Path("/run/zkbeat")
+    if "XDG_RUNTIME_DIR" in os.environ:
+        return Path(os.environ["XDG_RUNTIME_DIR"]) / "zkbeat"
+    return Path(f"/tmp/zkbeat-{os.getuid()}")  # noqa: S108: checked to be ours, and private
+
+
+class RuntimeDirectory:
+    """An open runtime directory. `acquire` must have succeeded before anything is started or deleted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock_fd = -1
+
+    @property
+    def socket(self) -> Path:
+        """Where `zkbeat health` asks."""
+        return self.path / "health.sock"
+
+    @property
+    def lease(self) -> Path:
+        """Where the guard publishes the deadlines."""
+        return self.path / "lease"
+
+    @property
+    def note(self) -> Path:
+        """Where our election znode is noted."""
+        return self.path / "znode.json"
+
+    def prepare(self) -> None:
+        """Make the directory, or check the one that is there.
+
+        Raises RuntimeDirectoryError when it is not a directory, not ours, or not writable.
+        """
+        if len(os.fsencode(self.socket)) > SOCKET_PATH_AT_MOST:
+            raise RuntimeDirectoryError(
+                f"the runtime directory's path is too long for a socket in it: {self.path}; choose a shorter one"
+            )
+        try:
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
+            found = self.path.lstat()
+        except OSError as error:
+            raise RuntimeDirectoryError(f"cannot make the runtime directory {self.path}: {error.strerror}") from None
+        if stat.S_ISLNK(found.st_mode):
+            raise RuntimeDirectoryError(f"the runtime directory {self.path} is a symbolic link: name a real directory")
+        if not stat.S_ISDIR(found.st_mode):
+            raise RuntimeDirectoryError(f"the runtime directory {self.path} is not a directory")
+        if found.st_uid != os.geteuid():
+            raise RuntimeDirectoryError(
+                f"the runtime directory {self.path} belongs to another user (uid {found.st_uid}): choose one of your own"
+            )
+        try:
+            self.path.chmod(0o700)
+            trial = self.path / "trial"
+            trial.write_bytes(b"x" * 4096)
+            trial.unlink()
+        except OSError as error:
+            raise RuntimeDirectoryError(
+                f"cannot write to the runtime directory {self.path}: {error.strerror}"
+            ) from None
+
+    def acquire(self) -> None:
+        """Take the host lock, which proves that sidecar, guard and child of every earlier life are dead.
+
+        The descriptor is inherited by guard and child. Raises RuntimeDirectoryError (75) if somebody keeps the lock.
+        """
+        self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        give_up_at = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= give_up_at:
+                    raise self._held() from None
+                time.sleep(LOCK_POLL_S)
+            else:
+                break
+        os.ftruncate(self.lock_fd, 0)
+        os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _held(self) -> RuntimeDirectoryError:
+        pid = os.pread(self.lock_fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        alive = pid.isdigit() and Path(f"/proc/{pid}").exists()
+        holder = (
+            f"zkbeat with pid {pid}" if alive else f"what is left of zkbeat with pid {pid} (its guard or its child)"
+        )
+        return RuntimeDirectoryError(
+            f"another zkbeat uses the runtime directory {self.path}: {holder} holds its lock; "
+            "stop that one, or give this one a --runtime-dir of its own",
+            EXIT_HELD,
+        )
+
+    def write_note(self, znode: str) -> str | None:
+        """Note our election znode, to delete it at the next start if we are all killed; return an error's text."""
+        new = self.note.with_suffix(".new")
+        try:
+            new.write_text(json.dumps({"znode": znode}))
+            new.replace(self.note)
+        except OSError as error:
+            return error.strerror
+        return None
+
+    def read_note(self) -> str | None:
+        """Return the znode that an earlier life left behind, if it noted one."""
+        try:
+            znode = json.loads(self.note.read_text())["znode"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return znode if isinstance(znode, str) and znode.startswith("/") else None

@@ -1,0 +1,311 @@
+"""The sidecar's loop: one wait for everything, one decision for each thing that happens, and its carrying out.
+
+Whatever kazoo's threads, the guard, a signal or the clock report becomes an event of `core.term`; what that decides is
+done here at once. Nothing else changes the state, and nothing here blocks: an answer that takes time comes as an event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import selectors
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zkbeat import clock, health, processes
+from zkbeat.config import Config
+from zkbeat.core import record, term
+from zkbeat.ensemble import Ensemble
+from zkbeat.link import BURY_AGAIN_S, Link
+from zkbeat.log import Log
+from zkbeat.notify import Notifier
+from zkbeat.runtime import RuntimeDirectory
+
+EVENTS_AT_MOST = 10_000
+"""More than this waiting means that the loop hangs; then the guard's deadline is the way out."""
+
+CLOSE_WITHIN_S = 2.0
+
+EXIT_BUG = 70
+
+_FORWARDED = (signal.SIGUSR2, signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD)
+
+
+class Sidecar:
+    """One zkbeat, from start to exit."""
+
+    def __init__(
+        self,
+        config: Config,
+        command: Sequence[str],
+        directory: RuntimeDirectory,
+        log: Log,
+        spare: Callable[[int], bool] = lambda _pid: False,
+    ) -> None:
+        self._config = config
+        self._command = list(command)
+        self._directory = directory
+        self._log = log
+        self._events: queue.Queue[term.Event] = queue.Queue(EVENTS_AT_MOST)
+        self._woken, self._wake = os.pipe()
+        self._signalled, self._signals = os.pipe()
+        for fd in (self._woken, self._wake, self._signalled, self._signals):
+            os.set_blocking(fd, False)
+        self._notifier = Notifier()
+        self._watchdog_at = 0.0
+        self._health = health.Server(directory.socket)
+        self._link = Link(directory.lock_fd, self._post, spare)
+        self._ensemble = Ensemble(config.access, config.root, config.name, self._post, directory.read_note())
+        self._alarm = clock.Alarm()
+        self._selector = selectors.DefaultSelector()
+        self._watched: object = None
+        self._parent_fd: int | None = None
+        self._interrupts = 0
+        self._exit_code: int | None = None
+        self._identity = record.Member(
+            id=config.id,
+            host=config.host,
+            pid=os.getpid(),
+            version=config.version,
+            digest=record.digest(self._command),
+            since=round(clock.wall(), 3),
+        )
+        self._state = term.State(
+            settings=term.Settings(
+                session_timeout_s=config.access.session_timeout_s,
+                lease_s=config.lease_s,
+                stop_timeout_s=config.stop_timeout_s,
+                connect_timeout_s=config.connect_timeout_s,
+                rejoin=config.on_exit == "rejoin",
+                strict=config.strict,
+                max_clock_offset_s=config.max_clock_offset_s,
+                digest=self._identity.digest,
+            ),
+        )
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code."""
+        self._watch_signals()
+        self._watch_parent()
+        processes.become_subreaper()
+        for lack in processes.missing():
+            self._log.say("warning", "platform", f"on this platform {lack}")
+        if self._config.access.auth_scheme is None:
+            self._log.say(
+                "warning", "open-acl", "no credentials: whoever reaches ZooKeeper can stop or take over this election"
+            )
+        for fd in (self._woken, self._signalled, self._health.socket, self._alarm.fd):
+            if fd is not None:
+                self._selector.register(fd, selectors.EVENT_READ)
+        self._ensemble.open()
+        self._step(term.Began())
+        while self._exit_code is None:
+            self._turn()
+        return self._exit_code
+
+    def _turn(self) -> None:
+        self._watch_guard()
+        self._alarm.set(self._wake_at())
+        ready = {key.fileobj for key, _ in self._selector.select(self._alarm.timeout_s())}
+        _drain(self._woken)
+        if self._signalled in ready:
+            for number in os.read(self._signalled, 512):
+                self._take_signal(number)
+        if self._watched in ready:
+            self._link.read()
+        if self._parent_fd in ready and self._parent_fd is not None:
+            self._selector.unregister(self._parent_fd)
+            self._parent_fd = None
+            self._post(term.StopRequested("the process that started zkbeat is gone"))
+        self._link.bury()
+        with contextlib.suppress(queue.Empty):
+            while self._exit_code is None:
+                self._step(self._events.get_nowait())
+        self._step(term.Time())
+        if self._health.socket in ready:
+            self._health.answer(self._snapshot())
+        self._tell_systemd()
+
+    def _wake_at(self) -> float | None:
+        due = [term.next_deadline(self._state)]
+        if self._link.burying:
+            due.append(clock.now() + BURY_AGAIN_S)
+        if self._notifier.watchdog_every_s is not None:
+            due.append(self._watchdog_at)
+        return min((at for at in due if at is not None), default=None)
+
+    # what comes in
+
+    def _post(self, event: term.Event) -> None:
+        """Queue an event; may be called from any thread."""
+        self._events.put_nowait(event)
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake, b"\0")
+
+    def _watch_signals(self) -> None:
+        signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
+        for number in (*_HANDLED, *_FORWARDED):
+            signal.signal(number, _only_wake)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _only_wake)
+
+    def _watch_parent(self) -> None:
+        """Stop when the process that started us is gone, unless we were told to outlive it.
+
+        A supervisor or an ssh session that is killed must not leave a beat behind that nobody knows of. Told to
+        outlive: by nohup (HUP is ignored), by setsid (we lead a session), or by being started by PID 1.
+        """
+        outlive = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN or os.getsid(0) == os.getpid()
+        if outlive or os.getppid() <= 1 or not hasattr(os, "pidfd_open"):
+            return
+        with contextlib.suppress(OSError):
+            self._parent_fd = os.pidfd_open(os.getppid())
+            self._selector.register(self._parent_fd, selectors.EVENT_READ)
+
+    def _watch_guard(self) -> None:
+        socket = self._link.socket
+        if socket is self._watched:
+            return
+        if self._watched is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._watched)  # type: ignore[arg-type]
+        if socket is not None:
+            self._selector.register(socket, selectors.EVENT_READ)
+        self._watched = socket
+
+    def _take_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGCHLD:
+            processes.reap()
+        elif number == signal.SIGTERM:
+            self._step(term.StopRequested(f"received {name}"))
+        elif number == signal.SIGINT:
+            self._interrupts += 1
+            self._step(term.StopRequested(f"received {name}", hurry=self._interrupts > 1))
+        elif number == signal.SIGQUIT:
+            self._step(term.StopRequested(f"received {name}", hurry=True))
+        elif number == signal.SIGUSR1:
+            self._step(term.StepDownRequested(f"received {name}"))
+        elif number == signal.SIGHUP and sys.stdin is not None and sys.stdin.isatty():
+            self._step(term.StopRequested("the terminal is gone"))
+        else:
+            self._link.tell(do="signal", number=number)
+
+    # what goes out
+
+    def _step(self, event: term.Event) -> None:
+        self._state, actions = term.step(self._state, event, clock.now())
+        for action in actions:
+            self._carry_out(action)
+
+    def _carry_out(self, action: term.Action) -> None:  # noqa: C901, PLR0912
+        ensemble, link = self._ensemble, self._link
+        match action:
+            case term.Say(level, event, message, fields):
+                self._log.say(level, event, message, **fields)
+            case term.Renew(node, sent_at):
+                ensemble.renew(node, sent_at, self._member())
+            case term.ExtendLease(deadlines):
+                link.extend(deadlines)
+            case term.StartChild():
+                self._start_child(action)
+            case term.StopChild(kill_at):
+                link.tell(do="stop", kill_at=kill_at)
+            case term.KillChild():
+                link.tell(do="kill")
+            case term.SpawnGuard():
+                link.spawn()
+            case term.AnswerGuard():
+                link.answer()
+            case term.KillGuard():
+                link.kill()
+            case term.Place(node):
+                self._place(node)
+            case term.Join(attempt):
+                ensemble.join(attempt, self._member())
+            case term.Leave(attempt):
+                ensemble.leave(attempt)
+            case term.LookAt(node):
+                ensemble.look_at(node)
+            case term.Evict(node, version):
+                ensemble.evict(node, version)
+            case term.ReadControl():
+                ensemble.read_control()
+            case term.TermBegan(epoch, after):
+                ensemble.term_began(epoch, self._config.id, after, self._state.offset_s or 0.0)
+            case term.TermEnded(epoch, why):
+                ensemble.term_ended(epoch, why, self._state.offset_s or 0.0)
+            case term.NewSession():
+                ensemble.renew_session()
+            case term.Close(code):
+                self._close(code)
+
+    def _member(self) -> record.Member:
+        return term.member(self._state, self._identity, clock.now(), clock.wall())
+
+    def _snapshot(self) -> dict[str, Any]:
+        about = {"id": self._config.id, "name": self._config.name, "pid": os.getpid(), "version": self._config.version}
+        return about | term.snapshot(self._state, clock.now()) | {"last_error": self._ensemble.last_error}
+
+    def _start_child(self, action: term.StartChild) -> None:
+        secret = {f"ZKBEAT_{name}" for name in ("AUTH_PASSWORD", "TLS_KEY_PASSWORD")}
+        environment = {key: value for key, value in os.environ.items() if key not in secret}
+        environment |= {
+            "ZKBEAT_NAME": self._config.name,
+            "ZKBEAT_ID": self._config.id,
+            "ZKBEAT_EPOCH": str(action.epoch),
+            "ZKBEAT_LEADER_ZNODE": self._ensemble.znode(action.node),
+            "ZKBEAT_LEASE_FILE": str(self._directory.lease),
+        }
+        self._link.tell(
+            do="begin",
+            argv=self._command,
+            env=environment,
+            lease_file=str(self._directory.lease),
+            soft=action.deadlines.soft,
+            hard=action.deadlines.hard,
+        )
+
+    def _place(self, node: str) -> None:
+        znode = self._ensemble.znode(node)
+        error = self._directory.write_note(znode)
+        if error is not None:
+            self._log.say("warning", "note", f"cannot note the znode in the runtime directory: {error}")
+        note = str(self._directory.note)
+        self._link.tell(do="place", znode=znode, access=self._config.access.to_json(), note=note)
+
+    def _tell_systemd(self) -> None:
+        phase = self._state.phase
+        status = f"{phase.value}, epoch {self._state.term.epoch}" if self._state.term is not None else phase.value
+        news = {"STATUS": status}
+        if phase in {term.Phase.STANDBY, term.Phase.LEADING, term.Phase.PAUSED}:
+            news["READY"] = "1"
+        if phase is term.Phase.CLOSING:
+            news["STOPPING"] = "1"
+        self._notifier.tell(**news)
+        if self._notifier.watchdog_every_s is not None and clock.now() >= self._watchdog_at:
+            self._watchdog_at = clock.now() + self._notifier.watchdog_every_s
+            self._notifier.alive()
+
+    def _close(self, code: int) -> None:
+        self._ensemble.flush_notes(CLOSE_WITHIN_S / 2)
+        if not self._ensemble.close(CLOSE_WITHIN_S) and self._state.ever_connected:
+            self._log.say("warning", "not-closed", "could not close the session: it ends with its timeout")
+        with contextlib.suppress(OSError):
+            self._directory.socket.unlink()
+        self._log.say("info", "stopped", f"stopped, exit code {code}", exit_code=code)
+        self._exit_code = code
+
+
+def _only_wake(_number: int, _frame: object) -> None:
+    """Nothing: the descriptor of `signal.set_wakeup_fd` has the number, and the loop takes it from there."""
+
+
+def _drain(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while len(os.read(fd, 4096)) == 4096:  # noqa: PLR2004
+            pass
