@@ -45,10 +45,10 @@ def main() -> int:
     _open_standard_streams()
     what, arguments, command = route(sys.argv[1:])
     if what == "health":
-        from zkbeat import health  # noqa: PLC0415: must not import what the others need
+        from zkbeat import health
 
         return health.main(arguments)
-    from zkbeat import cli  # noqa: PLC0415
+    from zkbeat import cli
 
     return cli.main(what, arguments, command)
 

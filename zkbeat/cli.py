@@ -5,26 +5,26 @@ Each failure that a user can cause ends as one line on standard error and an exi
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from zkbeat import __version__
+from zkbeat import __version__, start
+from zkbeat.access import Access
 from zkbeat.config import Config, ConfigError, access_from, check_command, check_root, election_name, read_file, resolve
-from zkbeat.ensemble import Access
-from zkbeat.log import Log
-from zkbeat.core.term import EXIT_NO_ENSEMBLE
-from zkbeat.runtime import RuntimeDirectory, RuntimeDirectoryError, default_base
+from zkbeat.runtime import default_base
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-FLUSH_WITHIN_S = 1.0
+EXIT_NO_ENSEMBLE = 69
 
 
-def _read_config(context: typer.Context, path: Optional[Path]) -> Optional[Path]:  # noqa: UP045: typer on 3.10
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:  # noqa: UP045: typer on 3.10
     """Let the file stand behind flags and environment: click looks for what is missing in the default map."""
     if path is not None:
         known = {option for command in _commands().values() for option in (p.name for p in command.params) if option}
@@ -34,7 +34,7 @@ def _read_config(context: typer.Context, path: Optional[Path]) -> Optional[Path]
 
 def _say_version(wanted: bool) -> None:  # noqa: FBT001: typer calls it
     if wanted:
-        print(f"zkbeat {__version__}")  # noqa: T201
+        print(f"zkbeat {__version__}")
         raise typer.Exit
 
 
@@ -130,7 +130,7 @@ def run(
     config: ConfigFile = None,
     version: Annotated[
         bool, typer.Option("--version", help="Say which zkbeat this is.", callback=_say_version, is_eager=True)
-    ] = False,  # noqa: FBT002
+    ] = False,
 ) -> int:
     """Run COMMAND on exactly one of all nodes that run this: zkbeat [OPTIONS] -- COMMAND [ARGS]...
 
@@ -146,32 +146,26 @@ def run(
     dev_pid = None
     if dev:
         given["hosts"], dev_pid = _dev_server()
-    return _serve(resolve(given, context.default_map or {}, os.environ, command), command, dev_pid)
+    _become_sidecar(resolve(given, context.default_map or {}, os.environ, command), command, dev_pid)
 
 
-def _serve(config: Config, command: list[str], dev_pid: int | None) -> int:
-    from zkbeat.sidecar import EXIT_BUG, Sidecar  # noqa: PLC0415
+def _become_sidecar(config: Config, command: list[str], dev_pid: int | None) -> NoReturn:
+    """Go on as the sidecar, in this process but without what the command line needed: half of the memory.
 
-    directory = RuntimeDirectory(config.runtime_dir)
-    directory.prepare()
-    directory.acquire()
-    log = Log(config.id, config.log_format, config.log_level)
-    try:
-        if dev_pid is not None:
-            log.say(
-                "warning", "dev", f"started a ZooKeeper for development, pid {dev_pid}; it stays until it is killed"
-            )
-        return Sidecar(config, command, directory, log, lambda pid: pid == dev_pid).run()
-    except Exception:  # noqa: BLE001: the guard ends the child when we are gone
-        log.bug("a bug in zkbeat: please report it with these lines")
-        return EXIT_BUG
-    finally:
-        log.flush(FLUSH_WITHIN_S)
+    The configuration, which holds the secrets, goes through a file without a name.
+    """
+    handed_over = json.dumps({"config": config.to_json(), "command": command, "dev_pid": dev_pid}).encode()
+    fd = os.memfd_create("zkbeat") if hasattr(os, "memfd_create") else os.dup(tempfile.TemporaryFile().fileno())
+    os.write(fd, handed_over)
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.set_inheritable(fd, True)
+    shown = ["--name", config.name, "--", *command]  # for whoever looks at the process list
+    os.execve(sys.executable, start.command("sidecar", str(fd), *shown), start.environment(os.environ))  # noqa: S606
 
 
 def _dev_server() -> tuple[str, int | None]:
     """Return the hosts of the development server, and its pid if it was started just now."""
-    from zkbeat import dev  # noqa: PLC0415
+    from zkbeat import dev
 
     try:
         server = dev.join_or_start(default_base() / "dev-zookeeper")
@@ -204,7 +198,7 @@ def status(
     config: ConfigFile = None,
 ) -> int:
     """Show who leads, who stands by, and the last hand-overs. Exits 1 if nobody leads, 69 without ZooKeeper."""
-    from zkbeat import operate  # noqa: PLC0415
+    from zkbeat import operate
 
     access, path, election = _operator_access(context, locals())
     return operate.status(access, path, election, as_json=json_, watch=watch)
@@ -227,7 +221,7 @@ def step_down(
     config: ConfigFile = None,
 ) -> int:
     """Have the leader stop its child and go to the end of the line."""
-    from zkbeat import operate  # noqa: PLC0415
+    from zkbeat import operate
 
     return operate.step_down(*_operator_access(context, locals()), wait=wait)
 
@@ -249,7 +243,7 @@ def pause(
     config: ConfigFile = None,
 ) -> int:
     """Have nobody run the command, until `zkbeat resume`."""
-    from zkbeat import operate  # noqa: PLC0415
+    from zkbeat import operate
 
     return operate.set_paused(*_operator_access(context, locals()), paused=True, reason=reason)
 
@@ -270,7 +264,7 @@ def resume(
     config: ConfigFile = None,
 ) -> int:
     """End a pause."""
-    from zkbeat import operate  # noqa: PLC0415
+    from zkbeat import operate
 
     return operate.set_paused(*_operator_access(context, locals()), paused=False, reason=None)
 
@@ -295,7 +289,7 @@ def doctor(
 
     Exits 0 if all is well, 1 if something is not; each line that fails says what to do.
     """
-    from zkbeat import doctor as checks  # noqa: PLC0415
+    from zkbeat import doctor as checks
 
     access, path, _ = _operator_access(context, locals())
     return checks.examine(access, path, lease, context.obj)
@@ -306,7 +300,7 @@ def demo(
     nodes: Annotated[int, typer.Option("--nodes", help="How many nodes.", min=2, max=9)] = 3,
 ) -> int:
     """Three nodes on this machine round a real ZooKeeper: kill the leader, and watch another take over."""
-    from zkbeat import demo as show  # noqa: PLC0415
+    from zkbeat import demo as show
 
     return show.run(nodes)
 
@@ -328,13 +322,11 @@ def main(what: str, arguments: list[str], command: list[str]) -> int:
         return _complain(" ".join(message.split()), 2)
     except ConfigError as error:
         return _complain(str(error), error.exit_code)
-    except RuntimeDirectoryError as error:
-        return _complain(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return 130
     return code if isinstance(code, int) else 0
 
 
 def _complain(message: str, exit_code: int) -> int:
-    print(f"zkbeat: {message}", file=sys.stderr)  # noqa: T201
+    print(f"zkbeat: {message}", file=sys.stderr)
     return exit_code

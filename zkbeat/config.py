@@ -13,13 +13,13 @@ import re
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from zkbeat import __version__
+from zkbeat.access import Access
 from zkbeat.core.lease import LeaseError, agree
-from zkbeat.ensemble import Access
 from zkbeat.runtime import default_base
 
 if sys.version_info >= (3, 11):
@@ -66,6 +66,15 @@ class Config:
     log_level: str = "info"
     host: str = ""
     version: str = __version__
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes; to be kept out of logs, it holds the secrets."""
+        return {**asdict(self), "runtime_dir": str(self.runtime_dir)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Config:
+        """Return the configuration that `to_json` was called on."""
+        return cls(**{**data, "access": Access.from_json(data["access"]), "runtime_dir": Path(data["runtime_dir"])})
 
 
 def read_file(path: Path, known: Iterable[str]) -> dict[str, Any]:
@@ -310,7 +319,7 @@ def _secret(name: str, file: Mapping[str, Any], environment: Mapping[str, str]) 
 
 def _need_pure_sasl() -> None:
     try:
-        import puresasl  # noqa: F401, PLC0415
+        import puresasl  # noqa: F401
     except ImportError:
         raise ConfigError("SASL needs a package more: pip install 'zkbeat[sasl]'", EXIT_CONFIG) from None
 
@@ -328,7 +337,7 @@ def _check_readable(option: str, path: str | None) -> None:
 
 def _check_tls(ca: str | None, cert: str | None, key: str | None, password: str | None) -> None:
     """Load what kazoo will load with each connect, where a failure would be retried for ever."""
-    import ssl  # noqa: PLC0415
+    import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:

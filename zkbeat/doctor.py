@@ -12,9 +12,10 @@ from kazoo.client import KazooClient
 from kazoo.handlers.threading import KazooTimeoutError
 
 from zkbeat import clock, probe
+from zkbeat.access import Access
 from zkbeat.config import ConfigError, check_command
 from zkbeat.core.lease import LeaseError, agree
-from zkbeat.ensemble import Access, describe, plain_client, stop_within
+from zkbeat.ensemble import describe, plain_client, stop_within
 
 CONNECT_WITHIN_S = 5.0
 CALL_WITHIN_S = 5.0
@@ -30,11 +31,11 @@ class _Report:
         self.failed = 0
 
     def good(self, text: str) -> None:
-        print(f"  ok    {text}")  # noqa: T201
+        print(f"  ok    {text}")
 
     def bad(self, text: str, todo: str) -> None:
         self.failed += 1
-        print(f"  FAIL  {text}\n        -> {todo}")  # noqa: T201
+        print(f"  FAIL  {text}\n        -> {todo}")
 
 
 def examine(access: Access, root: str, lease_s: float | None, command: Sequence[str]) -> int:
@@ -61,7 +62,7 @@ def examine(access: Access, root: str, lease_s: float | None, command: Sequence[
         stop_within(client, 1.0)
     if command:
         _command(command, report)
-    print("all is well" if not report.failed else f"{report.failed} to mend")  # noqa: T201
+    print("all is well" if not report.failed else f"{report.failed} to mend")
     return 1 if report.failed else 0
 
 
@@ -73,7 +74,7 @@ def _servers(access: Access, report: _Report) -> None:
         else:
             report.bad(finding.sentence, "start that server, open the way to it, or take it out of --hosts")
     if access.servers == 1:
-        print("  note  one server is a single point of failure: production wants three or five")  # noqa: T201
+        print("  note  one server is a single point of failure: production wants three or five")
 
 
 def _session(access: Access, timeout_s: float, lease_s: float | None, report: _Report) -> None:

@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from kazoo import exceptions as zk
@@ -32,7 +32,8 @@ from kazoo.retry import ForceRetryError, KazooRetry
 from kazoo.security import make_acl, make_digest_acl
 
 from zkbeat import clock, probe
-from zkbeat.core import record, term
+from zkbeat.access import Access
+from zkbeat.core import actions, events, record, term
 from zkbeat.core.record import Control, Member
 from zkbeat.core.record import Term as TermRecord
 
@@ -45,53 +46,7 @@ EXPLAIN_EVERY_S = 30.0
 CALL_TAKES_AT_MOST_S = 5.0
 """For what is written down on the side; nothing waits for it."""
 
-Post = Callable[[term.Event], None]
-
-
-@dataclass(frozen=True)
-class Access:
-    """How to reach an ensemble, and as whom. Holds secrets, which its repr does not show."""
-
-    hosts: str
-    session_timeout_s: float = 10.0
-    auth_scheme: str | None = None
-    """None, "digest" or "sasl" (DIGEST-MD5)."""
-    auth_user: str | None = None
-    auth_password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    tls_key_password: str | None = field(default=None, repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` takes; to be kept out of logs, it holds the secrets."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Access:
-        """Return the access that `to_json` was called on."""
-        return cls(**data)
-
-    @property
-    def servers(self) -> int:
-        """How many servers are named."""
-        return self.hosts.partition("/")[0].count(",") + 1
-
-    @property
-    def chroot(self) -> str | None:
-        """The path behind the hosts, or None."""
-        _, slash, path = self.hosts.partition("/")
-        return slash + path if path else None
-
-    def tls_context(self) -> ssl.SSLContext | None:
-        """Return what kazoo's own context amounts to, or None without TLS."""
-        if not self.tls:
-            return None
-        context = ssl.create_default_context(cafile=self.tls_ca)
-        if self.tls_cert and self.tls_key:
-            context.load_cert_chain(self.tls_cert, self.tls_key, self.tls_key_password)
-        return context
+Post = Callable[[events.Event], None]
 
 
 class _Handler(SequentialThreadingHandler):
@@ -169,12 +124,15 @@ def _stop(client: KazooClient) -> None:
         client.close()
 
 
-def delete_within(client: KazooClient, path: str, within_s: float) -> str | None:
-    """Delete a znode, through connection losses; return None once it is gone, else what is in the way."""
+def delete_within(client: KazooClient, live: threading.Event, path: str, within_s: float) -> str | None:
+    """Delete a znode, through connection losses; return None once it is gone, else what is in the way.
+
+    `live` is what `start_async` returned: a second call while the first one still connects would hang.
+    """
     give_up_at = clock.now() + within_s
     error = "no connection"
     while (left_s := give_up_at - clock.now()) > 0:
-        if not client.connected and not client.start_async().wait(left_s):
+        if not live.wait(left_s):
             break
         try:
             client.delete_async(path).get(timeout=min(left_s, 2.0))
@@ -241,7 +199,7 @@ class _Attempt:
         self._lock.cancel()
 
     def _queued(self, node: str, ahead: int, head: str | None) -> None:
-        self._post(term.Queued(self._number, node, ahead, head))
+        self._post(events.Queued(self._number, node, ahead, head))
 
     def _run(self) -> None:
         error: str | None = None
@@ -251,16 +209,16 @@ class _Attempt:
                 self._election.run(self._lead)
         except (zk.NoAuthError, zk.AuthFailedError):
             refused = f"ZooKeeper refuses to let us write below {self._path}: check the credentials and the ACLs there"
-            self._post(term.Refused(term.EXIT_NO_PERMISSION, refused))
+            self._post(events.Refused(term.EXIT_NO_PERMISSION, refused))
         except _MissingChrootError as missing:
-            self._post(term.Refused(term.EXIT_CONFIG, str(missing)))
+            self._post(events.Refused(term.EXIT_CONFIG, str(missing)))
         except Exception as failure:  # noqa: BLE001: whatever it is, the loop must hear that this attempt is over
             error = None if self._over.is_set() else describe(failure)
-        self._post(term.ElectionEnded(self._number, error))
+        self._post(events.ElectionEnded(self._number, error))
 
     def _lead(self) -> None:
         if self._lock.is_acquired and self._lock.node is not None and not self._over.is_set():
-            self._post(term.Elected(self._number, self._lock.node))
+            self._post(events.Elected(self._number, self._lock.node))
             self._over.wait()
 
 
@@ -306,7 +264,7 @@ class Ensemble:
             timeout_s = round(read_s * 1.5 / 1000, 3)
             if client is self._client and not client._connection._ro_mode:  # noqa: SLF001
                 self._last_error = None
-                self._post(term.Connected(client.client_id[0], timeout_s, sent_at))
+                self._post(events.Connected(client.client_id[0], timeout_s, sent_at))
             return read_s, connect_s
 
         client._connection._connect = connect_and_tell  # noqa: SLF001
@@ -315,11 +273,11 @@ class Ensemble:
             if client is not self._client:
                 return
             if state == KazooState.SUSPENDED:
-                self._post(term.Suspended())
+                self._post(events.Suspended())
             elif state == KazooState.LOST:
-                self._post(term.Lost())
+                self._post(events.Lost())
                 if client._state == "AUTH_FAILED":  # noqa: SLF001
-                    self._post(term.Refused(term.EXIT_NO_PERMISSION, "ZooKeeper refuses the credentials"))
+                    self._post(events.Refused(term.EXIT_NO_PERMISSION, "ZooKeeper refuses the credentials"))
 
         client.add_listener(state_changed)
         client.start_async()
@@ -336,9 +294,9 @@ class Ensemble:
             findings = [probe.look(server, self._access.tls_context()) for server in probe.servers(self._access.hosts)]
             message = "no connection to ZooKeeper: " + "; ".join(finding.sentence for finding in findings)
             if all(finding.hopeless for finding in findings):
-                self._post(term.Refused(max(finding.exit_code for finding in findings), message))
+                self._post(events.Refused(max(finding.exit_code for finding in findings), message))
                 return
-            self._post(term.Unreachable(message))
+            self._post(events.Unreachable(message))
             pause_s = EXPLAIN_EVERY_S
 
     def renew_session(self) -> None:
@@ -394,7 +352,7 @@ class Ensemble:
         def seen(result: Any) -> None:
             with contextlib.suppress(zk.KazooException, KazooTimeoutError):
                 data, stat = result.get()
-                self._post(term.MemberSeen(node, stat.version, Member.decode(data)))
+                self._post(events.MemberSeen(node, stat.version, Member.decode(data)))
 
         self._call("get_async", self.znode(node), then=seen)
 
@@ -402,7 +360,7 @@ class Ensemble:
         """Delete a contender's znode if it is still at this version."""
 
         def tried(result: Any) -> None:
-            self._post(term.EvictionTried(node, deleted=result.exception is None))
+            self._post(events.EvictionTried(node, deleted=result.exception is None))
 
         self._call("delete_async", self.znode(node), version, then=tried)
 
@@ -416,10 +374,10 @@ class Ensemble:
                 stat = result.value
                 midway = (wall_sent + clock.wall()) / 2
                 offset_s = round(midway - stat.mtime / 1000, 3)
-                self._post(term.Renewed(node, sent_at, stat.ephemeralOwner, stat.czxid, offset_s))
+                self._post(events.Renewed(node, sent_at, stat.ephemeralOwner, stat.czxid, offset_s))
                 return
             refused = isinstance(error, (zk.NoNodeError, zk.SessionExpiredError, zk.NoAuthError))
-            self._post(term.RenewalFailed(node, sent_at, refused, describe(error)))
+            self._post(events.RenewalFailed(node, sent_at, refused, describe(error)))
 
         self._call("set_async", self.znode(node), member.encode(), then=answered)
 
@@ -428,15 +386,15 @@ class Ensemble:
         path = f"{self._base}/control"
 
         def touched(_event: Any) -> None:
-            self._post(term.ControlTouched())
+            self._post(events.ControlTouched())
 
         def read(result: Any) -> None:
             error = result.exception
             if error is None:
                 data, _stat = result.value
-                self._post(term.ControlRead(Control.decode(data) if data else None))
+                self._post(events.ControlRead(Control.decode(data) if data else None))
             elif isinstance(error, zk.NoNodeError):
-                self._post(term.ControlRead(None))
+                self._post(events.ControlRead(None))
             # Else the connection is lost, and it is read again once there is another.
 
         self._call("get_async", path, touched, then=read)
@@ -447,7 +405,7 @@ class Ensemble:
 
     # what is written down on the side
 
-    def term_began(self, epoch: int, member_id: str, after: term.Rival | None, offset_s: float) -> None:
+    def term_began(self, epoch: int, member_id: str, after: actions.Rival | None, offset_s: float) -> None:
         """Note the beginning of a term, and the end of one whose leader could not."""
         began = clock.wall() - offset_s
         seen_ago_s = clock.now() - after.seen_at if after is not None and after.seen_at is not None else None

@@ -34,7 +34,7 @@ import subprocess
 import sys
 from typing import Any
 
-from zkbeat import clock, processes
+from zkbeat import clock, processes, start
 from zkbeat.core import custody
 from zkbeat.core.custody import Act
 
@@ -42,6 +42,7 @@ RESWEEP_S = 0.02
 """How soon to look again for descendants while they are being killed: one may have forked just then."""
 
 REMOVAL_TAKES_AT_MOST_S = 30.0
+"""It ends by itself before that."""
 
 SHRUGGED_OFF = (
     signal.SIGHUP,
@@ -63,16 +64,16 @@ LEASE_FORMAT = "=qq"
 class Guard:
     """One guard: one child at most."""
 
-    def __init__(self, sidecar: socket.socket, inherited: tuple[int, ...], removal_argv: list[str]) -> None:
+    def __init__(self, sidecar: socket.socket, inherited: tuple[int, ...]) -> None:
         self._sidecar: socket.socket | None = sidecar
         self._sidecar_pid = os.getppid()
         self._inherited = inherited
-        self._removal_argv = removal_argv
         self._removal: subprocess.Popen[bytes] | None = None
         self._place: dict[str, Any] | None = None
         self._order: dict[str, Any] = {}
         self._leash: processes.Leash | None = None
         self._child: int | None = None
+        self._popen: subprocess.Popen[bytes] | None = None
         self._code: int | None = None
         self._error: str | None = None
         self._lease_fd: int | None = None
@@ -200,7 +201,8 @@ class Guard:
     def _spawn(self) -> None:
         leash = self._leash = processes.Leash()
         try:
-            child = subprocess.Popen(  # noqa: S603
+            # Kept: an object that is thrown away is polled, and its exit status lost, at the next Popen.
+            self._popen = subprocess.Popen(
                 self._order["argv"],
                 env=self._order["env"],
                 start_new_session=True,
@@ -213,8 +215,8 @@ class Guard:
             self._error = str(error)
             self._step(custody.AllDead())
         else:
-            self._child = child.pid
-            self._tell({"is": "started", "pid": child.pid})
+            self._child = self._popen.pid
+            self._tell({"is": "started", "pid": self._child})
         finally:
             leash.hand_over()
 
@@ -222,8 +224,10 @@ class Guard:
         ended = processes.reap()
         if self._child in ended:
             self._code = processes.exit_code(ended[self._child])
+            if self._popen is not None:
+                self._popen.returncode = self._code
             self._step(custody.ChildEnded())
-        if self._state.child is custody.Child.KILLED and not self._sweep() and self._code is not None:
+        if self._state.child is custody.Child.KILLED and not self._sweep():
             self._step(custody.AllDead())
 
     def _sweep(self) -> bool:
@@ -242,7 +246,9 @@ class Guard:
         if self._place is None:
             return
         with contextlib.suppress(OSError):
-            self._removal = subprocess.Popen(self._removal_argv, stdin=subprocess.PIPE)  # noqa: S603
+            self._removal = subprocess.Popen(
+                start.command("remover"), stdin=subprocess.PIPE, env=start.environment(os.environ)
+            )
             if self._removal.stdin is not None:
                 self._removal.stdin.write(json.dumps(self._place).encode() + b"\n")
                 self._removal.stdin.flush()
@@ -270,11 +276,11 @@ def _shrug_off_signals() -> None:
             signal.signal(number, lambda _number, _frame: None)
 
 
-def main() -> None:
-    """Run a guard: `argv` is the socket's descriptor, those to pass on (comma-separated), the removal's command (JSON)."""
-    sidecar, inherited, removal = sys.argv[1:4]
+def main() -> int:
+    """Run a guard: `argv` is the socket's descriptor and those to pass on, comma-separated."""
+    sidecar, inherited = sys.argv[1:3]
     Guard(
         socket.socket(fileno=int(sidecar)),
         tuple(int(fd) for fd in inherited.split(",") if fd),
-        json.loads(removal),
     ).run()
+    return 0

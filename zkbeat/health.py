@@ -72,7 +72,7 @@ def _directory(options: dict[str, str]) -> Path:
     given = options.get("--runtime-dir") or os.environ.get("ZKBEAT_RUNTIME_DIR")
     if given:
         return Path(given)
-    from zkbeat.runtime import default_base  # noqa: PLC0415: not needed where the directory is given
+    from zkbeat.runtime import default_base
 
     base = default_base()
     name = options.get("--name") or os.environ.get("ZKBEAT_NAME")

@@ -8,30 +8,21 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from zkbeat import processes
-from zkbeat.core import term
+from zkbeat import processes, start
+from zkbeat.core import events
 from zkbeat.core.lease import Deadlines
 
 BURY_AGAIN_S = 0.02
 """How soon to look again for what a killed guard left behind."""
 
 
-def python_running(module: str, *flags: str) -> list[str]:
-    """Return a command that runs `main()` of a module of this very zkbeat, in this interpreter."""
-    here = str(Path(__file__).parent.parent)
-    code = f"import sys; sys.path.insert(0, {here!r}); from {module} import main; sys.exit(main())"
-    return [sys.executable, *flags, "-c", code]
-
-
 class Link:
     """One guard after another. Events are posted by `read` and `bury`, in the caller's thread."""
 
-    def __init__(self, lock_fd: int, post: Callable[[term.Event], None], spare: Callable[[int], bool]) -> None:
+    def __init__(self, lock_fd: int, post: Callable[[events.Event], None], spare: Callable[[int], bool]) -> None:
         self._lock_fd = lock_fd
         self._post = post
         self._spare = spare
@@ -51,18 +42,16 @@ class Link:
         """Start a guard; `GuardReady` or `GuardGone` follows."""
         ours, theirs = socket.socketpair()
         inherited = (theirs.fileno(), self._lock_fd)
-        # -S -E -s: the standard library alone, whatever the environment says. The removal wants site-packages.
-        command = python_running("zkbeat.guard", "-S", "-E", "-s")
-        removal = json.dumps(python_running("zkbeat.remover"))
         try:
-            self._guard = subprocess.Popen(  # noqa: S603
-                [*command, str(theirs.fileno()), str(self._lock_fd), removal],
+            self._guard = subprocess.Popen(
+                start.command("guard", str(theirs.fileno()), str(self._lock_fd)),
+                env=start.environment(os.environ),
                 pass_fds=inherited,
                 start_new_session=True,
             )
         except OSError:
             ours.close()
-            self._post(term.GuardGone())
+            self._post(events.GuardGone())
             return
         finally:
             theirs.close()
@@ -122,14 +111,14 @@ class Link:
             return  # half a line, from a guard that could not send more
         match message.get("is"):
             case "ready":
-                self._post(term.GuardReady())
+                self._post(events.GuardReady())
             case "started":
                 self._child = message["pid"]
-                self._post(term.ChildStarted(message["pid"]))
+                self._post(events.ChildStarted(message["pid"]))
             case "extended" if message["n"] == self._sent:
-                self._post(term.GuardConfirmed())
+                self._post(events.GuardConfirmed())
             case "dead":
-                self._post(term.ChildDead(message["code"], message["overdue"], message["error"]))
+                self._post(events.ChildDead(message["code"], message["overdue"], message["error"]))
 
     def bury(self) -> None:
         """Make sure that nothing which the guard held is alive; then `GuardGone`. To be called until it is."""
@@ -146,7 +135,7 @@ class Link:
         if not left:
             self.burying = False
             self._forget_guard()
-            self._post(term.GuardGone())
+            self._post(events.GuardGone())
 
     def _forget_guard(self) -> None:
         if self._guard is not None:

@@ -18,10 +18,11 @@ from kazoo.client import KazooClient
 from kazoo.handlers.threading import KazooTimeoutError
 
 from zkbeat import clock, probe
+from zkbeat.access import Access
 from zkbeat.core import record
 from zkbeat.core.record import Control, Member, Term
 from zkbeat.core.term import EXIT_NO_ENSEMBLE, EXIT_NO_PERMISSION
-from zkbeat.ensemble import Access, plain_client, stop_within
+from zkbeat.ensemble import plain_client, stop_within
 
 CONNECT_WITHIN_S = 5.0
 CALL_WITHIN_S = 5.0
@@ -162,7 +163,7 @@ def _which(client: KazooClient, root: str, name: str | None) -> str:
 
 
 def _fail(error: OperatorError) -> int:
-    print(f"zkbeat: {error}", file=sys.stderr)  # noqa: T201
+    print(f"zkbeat: {error}", file=sys.stderr)
     return error.exit_code
 
 
@@ -174,7 +175,7 @@ def status(access: Access, root: str, name: str | None, *, as_json: bool, watch:
             if watch:
                 _follow(path, election, as_json=as_json)
             elif as_json:
-                print(json.dumps(_as_json(election)))  # noqa: T201
+                print(json.dumps(_as_json(election)))
             else:
                 _print_tables(election)
     except OperatorError as error:
@@ -202,10 +203,10 @@ def _as_json(election: Election) -> dict[str, Any]:
 def _follow(path: _Path, election: Election, *, as_json: bool) -> None:
     if as_json:
         while True:
-            print(json.dumps(_as_json(election)), flush=True)  # noqa: T201
+            print(json.dumps(_as_json(election)), flush=True)
             time.sleep(REFRESH_EVERY_S)
             election = path.look()
-    from rich.live import Live  # noqa: PLC0415: not for machines
+    from rich.live import Live
 
     with Live(_render(election), auto_refresh=False, screen=sys.stdout.isatty()) as live:
         while True:
@@ -217,16 +218,16 @@ def _follow(path: _Path, election: Election, *, as_json: bool) -> None:
 
 
 def _print_tables(election: Election) -> None:
-    from rich.console import Console  # noqa: PLC0415: not for machines
+    from rich.console import Console
 
     Console().print(_render(election))
 
 
 def _render(election: Election) -> Any:
-    from rich import box  # noqa: PLC0415
-    from rich.console import Group  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
 
     leader = election.leader
     if leader is not None and leader.member is not None:
@@ -304,7 +305,7 @@ def set_paused(access: Access, root: str, name: str | None, *, paused: bool, rea
         with _connected(access, root, name) as path:
             path.change_control(paused=paused, by=_operator(), reason=reason, since=round(clock.wall(), 3))
             does = "paused: the leader stops its child and starts none" if paused else "resumed"
-            print(f"{path.name} is {does}")  # noqa: T201
+            print(f"{path.name} is {does}")
     except OperatorError as error:
         return _fail(error)
     return 0
@@ -318,7 +319,7 @@ def step_down(access: Access, root: str, name: str | None, *, wait: bool) -> int
             if leader is None or leader.member is None:
                 raise OperatorError(f"nobody leads {path.name}", EXIT_NO_LEADER)
             path.change_control(step_down=leader.epoch, by=_operator())
-            print(f"asked {leader.member.id} to step down (epoch {leader.epoch})")  # noqa: T201
+            print(f"asked {leader.member.id} to step down (epoch {leader.epoch})")
             return _await_another(path, leader.epoch) if wait else 0
     except OperatorError as error:
         return _fail(error)
@@ -331,7 +332,7 @@ def _await_another(path: _Path, epoch: int) -> int:
     while clock.now() < give_up_at:
         leader = path.look().leader
         if leader is not None and leader.member is not None and leader.epoch != epoch:
-            print(f"{leader.member.id} leads now (epoch {leader.epoch})")  # noqa: T201
+            print(f"{leader.member.id} leads now (epoch {leader.epoch})")
             return 0
         time.sleep(0.1)
     raise OperatorError(f"no other leader within {WAIT_AT_MOST_S:g} s", EXIT_NO_LEADER)

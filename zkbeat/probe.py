@@ -38,7 +38,7 @@ def servers(hosts: str) -> list[str]:
 
 def look(server: str, tls: ssl.SSLContext | None) -> Finding:
     """Connect to a server and see whether it speaks like ZooKeeper. Takes at most a few seconds; raises nothing."""
-    from zkbeat.config import split_host  # noqa: PLC0415: config imports what imports this
+    from zkbeat.config import split_host
 
     host, port = split_host(server)
     began = time.monotonic()

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from pathlib import Path
 
 from zkbeat import ensemble
+from zkbeat.access import Access
+
+ALIVE_AT_MOST_S = 30
 
 WITHIN_S = 10.0
 """After that nobody is helped any more: the session has expired or the next in line has evicted it."""
@@ -22,16 +26,18 @@ WITHIN_S = 10.0
 
 def main() -> int:
     """Serve one removal; return the exit code: 0 if the znode is gone."""
+    # Whatever may hang in here: the guard, and with it the host lock, waits for us.
+    signal.alarm(ALIVE_AT_MOST_S)
     order = json.loads(sys.stdin.readline())
-    access = ensemble.Access.from_json(order["access"])
+    access = Access.from_json(order["access"])
     client = ensemble.plain_client(access)
-    client.start_async()
+    live = client.start_async()
     try:
         if sys.stdin.readline() != "remove\n":
             return 1
-        error = ensemble.delete_within(client, order["znode"], WITHIN_S)
+        error = ensemble.delete_within(client, live, order["znode"], WITHIN_S)
         if error is not None:
-            print(f"zkbeat: could not delete {order['znode']}: {error}", file=sys.stderr)  # noqa: T201
+            print(f"zkbeat: could not delete {order['znode']}: {error}", file=sys.stderr)
             return 1
         with contextlib.suppress(OSError):
             Path(order["note"]).unlink(missing_ok=True)

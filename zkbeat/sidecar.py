@@ -7,6 +7,7 @@ done here at once. Nothing else changes the state, and nothing here blocks: an a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import selectors
@@ -17,12 +18,12 @@ from typing import Any
 
 from zkbeat import clock, health, processes
 from zkbeat.config import Config
-from zkbeat.core import record, term
+from zkbeat.core import actions, events, record, term
 from zkbeat.ensemble import Ensemble
 from zkbeat.link import BURY_AGAIN_S, Link
 from zkbeat.log import Log
 from zkbeat.notify import Notifier
-from zkbeat.runtime import RuntimeDirectory
+from zkbeat.runtime import RuntimeDirectory, RuntimeDirectoryError
 
 EVENTS_AT_MOST = 10_000
 """More than this waiting means that the loop hangs; then the guard's deadline is the way out."""
@@ -30,6 +31,8 @@ EVENTS_AT_MOST = 10_000
 CLOSE_WITHIN_S = 2.0
 
 EXIT_BUG = 70
+
+FLUSH_WITHIN_S = 1.0
 
 _FORWARDED = (signal.SIGUSR2, signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT)
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD)
@@ -50,7 +53,7 @@ class Sidecar:
         self._command = list(command)
         self._directory = directory
         self._log = log
-        self._events: queue.Queue[term.Event] = queue.Queue(EVENTS_AT_MOST)
+        self._events: queue.Queue[events.Event] = queue.Queue(EVENTS_AT_MOST)
         self._woken, self._wake = os.pipe()
         self._signalled, self._signals = os.pipe()
         for fd in (self._woken, self._wake, self._signalled, self._signals):
@@ -102,7 +105,7 @@ class Sidecar:
             if fd is not None:
                 self._selector.register(fd, selectors.EVENT_READ)
         self._ensemble.open()
-        self._step(term.Began())
+        self._step(events.Began())
         while self._exit_code is None:
             self._turn()
         return self._exit_code
@@ -120,12 +123,12 @@ class Sidecar:
         if self._parent_fd in ready and self._parent_fd is not None:
             self._selector.unregister(self._parent_fd)
             self._parent_fd = None
-            self._post(term.StopRequested("the process that started zkbeat is gone"))
+            self._post(events.StopRequested("the process that started zkbeat is gone"))
         self._link.bury()
         with contextlib.suppress(queue.Empty):
             while self._exit_code is None:
                 self._step(self._events.get_nowait())
-        self._step(term.Time())
+        self._step(events.Time())
         if self._health.socket in ready:
             self._health.answer(self._snapshot())
         self._tell_systemd()
@@ -140,7 +143,7 @@ class Sidecar:
 
     # what comes in
 
-    def _post(self, event: term.Event) -> None:
+    def _post(self, event: events.Event) -> None:
         """Queue an event; may be called from any thread."""
         self._events.put_nowait(event)
         with contextlib.suppress(BlockingIOError):
@@ -182,66 +185,66 @@ class Sidecar:
         if number == signal.SIGCHLD:
             processes.reap()
         elif number == signal.SIGTERM:
-            self._step(term.StopRequested(f"received {name}"))
+            self._step(events.StopRequested(f"received {name}"))
         elif number == signal.SIGINT:
             self._interrupts += 1
-            self._step(term.StopRequested(f"received {name}", hurry=self._interrupts > 1))
+            self._step(events.StopRequested(f"received {name}", hurry=self._interrupts > 1))
         elif number == signal.SIGQUIT:
-            self._step(term.StopRequested(f"received {name}", hurry=True))
+            self._step(events.StopRequested(f"received {name}", hurry=True))
         elif number == signal.SIGUSR1:
-            self._step(term.StepDownRequested(f"received {name}"))
+            self._step(events.StepDownRequested(f"received {name}"))
         elif number == signal.SIGHUP and sys.stdin is not None and sys.stdin.isatty():
-            self._step(term.StopRequested("the terminal is gone"))
+            self._step(events.StopRequested("the terminal is gone"))
         else:
             self._link.tell(do="signal", number=number)
 
     # what goes out
 
-    def _step(self, event: term.Event) -> None:
-        self._state, actions = term.step(self._state, event, clock.now())
-        for action in actions:
+    def _step(self, event: events.Event) -> None:
+        self._state, todo = term.step(self._state, event, clock.now())
+        for action in todo:
             self._carry_out(action)
 
-    def _carry_out(self, action: term.Action) -> None:  # noqa: C901, PLR0912
+    def _carry_out(self, action: actions.Action) -> None:  # noqa: C901, PLR0912
         ensemble, link = self._ensemble, self._link
         match action:
-            case term.Say(level, event, message, fields):
+            case actions.Say(level, event, message, fields):
                 self._log.say(level, event, message, **fields)
-            case term.Renew(node, sent_at):
+            case actions.Renew(node, sent_at):
                 ensemble.renew(node, sent_at, self._member())
-            case term.ExtendLease(deadlines):
+            case actions.ExtendLease(deadlines):
                 link.extend(deadlines)
-            case term.StartChild():
+            case actions.StartChild():
                 self._start_child(action)
-            case term.StopChild(kill_at):
+            case actions.StopChild(kill_at):
                 link.tell(do="stop", kill_at=kill_at)
-            case term.KillChild():
+            case actions.KillChild():
                 link.tell(do="kill")
-            case term.SpawnGuard():
+            case actions.SpawnGuard():
                 link.spawn()
-            case term.AnswerGuard():
+            case actions.AnswerGuard():
                 link.answer()
-            case term.KillGuard():
+            case actions.KillGuard():
                 link.kill()
-            case term.Place(node):
+            case actions.Place(node):
                 self._place(node)
-            case term.Join(attempt):
+            case actions.Join(attempt):
                 ensemble.join(attempt, self._member())
-            case term.Leave(attempt):
+            case actions.Leave(attempt):
                 ensemble.leave(attempt)
-            case term.LookAt(node):
+            case actions.LookAt(node):
                 ensemble.look_at(node)
-            case term.Evict(node, version):
+            case actions.Evict(node, version):
                 ensemble.evict(node, version)
-            case term.ReadControl():
+            case actions.ReadControl():
                 ensemble.read_control()
-            case term.TermBegan(epoch, after):
+            case actions.TermBegan(epoch, after):
                 ensemble.term_began(epoch, self._config.id, after, self._state.offset_s or 0.0)
-            case term.TermEnded(epoch, why):
+            case actions.TermEnded(epoch, why):
                 ensemble.term_ended(epoch, why, self._state.offset_s or 0.0)
-            case term.NewSession():
+            case actions.NewSession():
                 ensemble.renew_session()
-            case term.Close(code):
+            case actions.Close(code):
                 self._close(code)
 
     def _member(self) -> record.Member:
@@ -251,7 +254,7 @@ class Sidecar:
         about = {"id": self._config.id, "name": self._config.name, "pid": os.getpid(), "version": self._config.version}
         return about | term.snapshot(self._state, clock.now()) | {"last_error": self._ensemble.last_error}
 
-    def _start_child(self, action: term.StartChild) -> None:
+    def _start_child(self, action: actions.StartChild) -> None:
         secret = {f"ZKBEAT_{name}" for name in ("AUTH_PASSWORD", "TLS_KEY_PASSWORD")}
         environment = {key: value for key, value in os.environ.items() if key not in secret}
         environment |= {
@@ -309,3 +312,31 @@ def _drain(fd: int) -> None:
     with contextlib.suppress(BlockingIOError):
         while len(os.read(fd, 4096)) == 4096:  # noqa: PLR2004
             pass
+
+
+def main() -> int:
+    """Run the sidecar that the command line has handed over to; `argv[1]` is the descriptor to read it from."""
+    with open(int(sys.argv[1]), "rb") as handed_over:  # noqa: PTH123: a descriptor
+        order = json.loads(handed_over.read())
+    config = Config.from_json(order["config"])
+    directory = RuntimeDirectory(config.runtime_dir)
+    try:
+        directory.prepare()
+        directory.acquire()
+    except RuntimeDirectoryError as error:
+        print(f"zkbeat: {error}", file=sys.stderr)
+        return error.exit_code
+    log = Log(config.id, config.log_format, config.log_level)
+    dev_pid = order["dev_pid"]
+    try:
+        if dev_pid is not None:
+            text = (
+                f"started a ZooKeeper for development, pid {dev_pid}: not for production; it stays until it is killed"
+            )
+            log.say("warning", "dev", text)
+        return Sidecar(config, order["command"], directory, log, lambda pid: pid == dev_pid).run()
+    except Exception:  # noqa: BLE001: the guard ends the child when we are gone
+        log.bug("a bug in zkbeat: please report it with these lines")
+        return EXIT_BUG
+    finally:
+        log.flush(FLUSH_WITHIN_S)

@@ -125,9 +125,9 @@ def zkbeat_image(engine) -> str:
 @pytest.fixture
 def nodes(ensemble, zkbeat_image) -> Iterator[Nodes]:
     """An election of the test's own, with nobody in it yet."""
-    nodes = Nodes(ensemble, zkbeat_image)
+    nodes = Nodes(ensemble.network, zkbeat_image)
     yield nodes
-    nodes.remove()
+    nodes.close()
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ import json
 import os
 import time
 import uuid
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Read at testcontainers' import. Its reaper is an image to be pulled, and the fixtures clean up themselves.
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
-from docker.errors import DockerException
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
@@ -38,7 +37,8 @@ BUSY_S = 3.0
 """What a step may take longer than on an idle machine: a few containers share two cores here."""
 
 SERVE_TIMEOUT_S = 60.0
-LOG_LINES = 120
+LOG_LINES = 60
+"""Of each container, when a test fails."""
 
 SMALL_JVM = "-Xmx128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 
@@ -90,11 +90,11 @@ class Box:
 
 
 class Lab:
-    """Containers that share a network, and are gone with it."""
+    """Containers that share a network: another lab's, or one of their own that is gone with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network | None = None) -> None:
         self._stack = ExitStack()
-        self.network = self._stack.enter_context(Network())
+        self.network = network or self._stack.enter_context(Network())
 
     def start(
         self,
@@ -130,8 +130,8 @@ class Nodes:
 
     CHILD = ("sleep", "infinity")
 
-    def __init__(self, ensemble: Lab, image: str) -> None:
-        self._ensemble = ensemble
+    def __init__(self, network: Network, image: str) -> None:
+        self._lab = Lab(network)
         self._image = image
         self.election = f"test-{uuid.uuid4().hex[:8]}"
         self.all: list[Box] = []
@@ -143,15 +143,12 @@ class Nodes:
             "ZKBEAT_SESSION_TIMEOUT": f"{SESSION_TIMEOUT_S:g}",
             "ZKBEAT_STOP_TIMEOUT": f"{STOP_TIMEOUT_S:g}",
         }
-        box = self._ensemble.start(name, self._image, command=("--", *(command or self.CHILD)), env=env, **options)
+        box = self._lab.start(name, self._image, command=("--", *(command or self.CHILD)), env=env, **options)
         self.all.append(box)
         return box
 
-    def remove(self) -> None:
-        for box in self.all:
-            with suppress(DockerException):
-                box.docker.remove(force=True, v=True)
-            LOGS.pop(box.name, None)
+    def close(self) -> None:
+        self._lab.close()
 
     def leaders(self) -> list[Box]:
         """Return the nodes that say themselves that they lead."""

@@ -96,8 +96,9 @@ def test_as_pid_1_zkbeat_reaps_what_is_re_parented_to_it(nodes):
     box = nodes.start("beat1")
     nodes.elected(tier.SESSION_TIMEOUT_S * 2 + tier.BUSY_S)
     assert "zkbeat" in box.run("cat", "/proc/1/cmdline")[1]
-    # The shell ends at once and leaves three processes to PID 1, which end a little later.
-    code, _out = box.run("sh", "-c", "for n in 1 2 3; do sleep 0.7 & done; exit 0")
+    # The shell ends at once and leaves three processes to PID 1, which end a little later. (Without a hold on
+    # its output: Docker's exec would wait for that.)
+    code, _out = box.run("sh", "-c", "for n in 1 2 3; do sleep 0.7 >/dev/null 2>&1 & done; exit 0")
     assert code == 0
     orphans = wait_until(
         lambda: [pid for pid, _stat, args in box.processes() if args == "sleep 0.7"],

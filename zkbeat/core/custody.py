@@ -164,7 +164,7 @@ def step(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action
     return state, actions + more
 
 
-def _react(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action]]:  # noqa: C901, PLR0911
+def _react(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action]]:  # noqa: C901
     match event:
         case Begin(soft, hard) if state.child is Child.NONE and state.sidecar_alive and now < hard:
             begun = replace(state, child=Child.ALIVE, soft=soft, hard=hard)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+from typing_extensions import Self
+
 VERSION = 1
 READABLE = (1,)
 """The versions this zkbeat reads: its own and the one before."""
@@ -40,7 +42,7 @@ class Record:
         return json.dumps({"v": VERSION, **known}, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
-    def decode(cls: type[R], data: bytes | None) -> R | None:
+    def decode(cls, data: bytes | None) -> Self | None:
         """Return what a znode says, or None if that is not a record that this version can read."""
         try:
             raw: Any = json.loads(data or b"")

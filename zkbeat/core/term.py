@@ -21,10 +21,59 @@ The rules that the safety of the whole rests on, each in one place below:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from zkbeat.core.actions import (
+    Action,
+    AnswerGuard,
+    Close,
+    Evict,
+    ExtendLease,
+    Join,
+    KillChild,
+    KillGuard,
+    Leave,
+    LookAt,
+    NewSession,
+    Place,
+    ReadControl,
+    Renew,
+    Rival,
+    Say,
+    SpawnGuard,
+    StartChild,
+    StopChild,
+    TermBegan,
+    TermEnded,
+)
+from zkbeat.core.events import (
+    Began,
+    ChildDead,
+    ChildStarted,
+    Connected,
+    ControlRead,
+    ControlTouched,
+    Elected,
+    ElectionEnded,
+    Event,
+    EvictionTried,
+    GuardConfirmed,
+    GuardGone,
+    GuardReady,
+    Lost,
+    MemberSeen,
+    Queued,
+    Refused,
+    RenewalFailed,
+    Renewed,
+    StepDownRequested,
+    StopRequested,
+    Suspended,
+    Time,
+    Unreachable,
+)
 from zkbeat.core.lease import KILL_MARGIN_S, Deadlines, Lease, LeaseError, agree, evict_after_s
 from zkbeat.core.record import Control, Member
 
@@ -93,17 +142,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """The leader, as the first in line watches it."""
-
-    node: str
-    version: int | None = None
-    member: Member | None = None
-    seen_at: float | None = None
-    evict_at: float | None = None
-
-
-@dataclass(frozen=True)
 class Term:
     """This node's leadership."""
 
@@ -166,7 +204,7 @@ class State:
         return self.lease.deadlines(self.term.active)
 
     @property
-    def phase(self) -> Phase:  # noqa: PLR0911
+    def phase(self) -> Phase:
         """What this node is doing: derived, so that it cannot contradict the facts."""
         if self.closed:
             return Phase.CLOSED
@@ -181,362 +219,8 @@ class State:
             return Phase.PAUSED if paused and self.child is Child.NONE else Phase.STARTING
         if self.back_off_until is not None:
             return Phase.BACKING_OFF
-        return Phase.STANDBY if self.connected and self.node is not None else Phase.CONNECTING
+        return Phase.STANDBY if self.connected and self.contending else Phase.CONNECTING
 
-
-# Events
-
-
-@dataclass(frozen=True)
-class Began:
-    """The sidecar has started."""
-
-
-@dataclass(frozen=True)
-class Connected:
-    """A session is live: a new one, or the old one over a new connection."""
-
-    session: int
-    session_timeout_s: float
-    sent_at: float
-    """An instant before the handshake was sent."""
-
-
-@dataclass(frozen=True)
-class Suspended:
-    """The connection is lost; the session may live on."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The session is gone, and with it every znode of ours."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """ZooKeeper, or we, will not go on with this ensemble: credentials, rights, certificates, a missing chroot."""
-
-    code: int
-    message: str
-
-
-@dataclass(frozen=True)
-class Unreachable:
-    """There is still no connection, and why."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Queued:
-    """Our place in the line: `ahead` contenders are before us, `head` is the first of them."""
-
-    attempt: int
-    node: str
-    ahead: int
-    head: str | None
-
-
-@dataclass(frozen=True)
-class MemberSeen:
-    """What another contender's znode says; `member` is None if that is not to be understood."""
-
-    node: str
-    version: int
-    member: Member | None
-
-
-@dataclass(frozen=True)
-class EvictionTried:
-    """Whether a conditional delete went through; if not, the leader had renewed or the connection failed."""
-
-    node: str
-    deleted: bool
-
-
-@dataclass(frozen=True)
-class Elected:
-    """kazoo's Election calls its leader function."""
-
-    attempt: int
-    node: str
-
-
-@dataclass(frozen=True)
-class ElectionEnded:
-    """The thread of that attempt has left the line."""
-
-    attempt: int
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Renewed:
-    """A renewal was acknowledged; what the znode's Stat says."""
-
-    node: str
-    sent_at: float
-    owner: int
-    epoch: int
-    offset_s: float | None = None
-    """This node's wall clock minus the quorum leader's, in seconds."""
-
-
-@dataclass(frozen=True)
-class RenewalFailed:
-    """A renewal was not acknowledged. `refused`: because the leadership is not ours any more."""
-
-    node: str
-    sent_at: float
-    refused: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class ControlTouched:
-    """The control znode has changed, or its watch was lost."""
-
-
-@dataclass(frozen=True)
-class ControlRead:
-    """What operators ask for; None: it could not be read."""
-
-    control: Control | None
-
-
-@dataclass(frozen=True)
-class GuardReady:
-    """A guard waits for its child."""
-
-
-@dataclass(frozen=True)
-class GuardConfirmed:
-    """The guard has put the last extension into force."""
-
-
-@dataclass(frozen=True)
-class GuardGone:
-    """The guard has ended, and nothing that it held is alive."""
-
-
-@dataclass(frozen=True)
-class ChildStarted:
-    """The command runs."""
-
-    pid: int
-
-
-@dataclass(frozen=True)
-class ChildDead:
-    """The child and everything it started are dead. `code` as a shell gives it."""
-
-    code: int | None
-    overdue: bool = False
-    """The guard stopped it for a deadline, before this side asked."""
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """TERM or INT, or the parent is gone; `hurry`: somebody is impatient."""
-
-    why: str
-    hurry: bool = False
-
-
-@dataclass(frozen=True)
-class StepDownRequested:
-    """Somebody wants another leader."""
-
-    why: str
-
-
-@dataclass(frozen=True)
-class Time:
-    """Time has passed."""
-
-
-Event = (
-    Began
-    | Connected
-    | Suspended
-    | Lost
-    | Refused
-    | Unreachable
-    | Queued
-    | MemberSeen
-    | EvictionTried
-    | Elected
-    | ElectionEnded
-    | Renewed
-    | RenewalFailed
-    | ControlTouched
-    | ControlRead
-    | GuardReady
-    | GuardConfirmed
-    | GuardGone
-    | ChildStarted
-    | ChildDead
-    | StopRequested
-    | StepDownRequested
-    | Time
-)
-
-
-# Actions
-
-
-@dataclass(frozen=True)
-class Join:
-    """Contend in a thread of its own, with a fresh Election."""
-
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Leave:
-    """End that attempt: leave the line, or end the leader function so that kazoo releases the leadership."""
-
-    attempt: int
-
-
-@dataclass(frozen=True)
-class LookAt:
-    """Read another contender's znode."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class Evict:
-    """Delete a contender's znode, if it is still at this version."""
-
-    node: str
-    version: int
-
-
-@dataclass(frozen=True)
-class Renew:
-    """Write our record into our election znode. `sent_at` is echoed in the answer."""
-
-    node: str
-    sent_at: float
-
-
-@dataclass(frozen=True)
-class ReadControl:
-    """Read the control znode and watch it."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Tell the guard, and note on disk, which znode is ours."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class SpawnGuard:
-    """Start a guard."""
-
-
-@dataclass(frozen=True)
-class AnswerGuard:
-    """Tell the guard that it may end."""
-
-
-@dataclass(frozen=True)
-class KillGuard:
-    """Kill a guard that does not do its duty; the kernel kills its child."""
-
-
-@dataclass(frozen=True)
-class StartChild:
-    """Start the command, to be dead at these deadlines unless they are extended."""
-
-    epoch: int
-    node: str
-    deadlines: Deadlines
-
-
-@dataclass(frozen=True)
-class ExtendLease:
-    """Move the guard's deadlines."""
-
-    deadlines: Deadlines
-
-
-@dataclass(frozen=True)
-class StopChild:
-    """TERM now, KILL at `kill_at`."""
-
-    kill_at: float
-
-
-@dataclass(frozen=True)
-class KillChild:
-    """KILL to everything, now."""
-
-
-@dataclass(frozen=True)
-class TermBegan:
-    """Write down that a term has begun; `after` is who led before, as far as this node saw."""
-
-    epoch: int
-    after: Rival | None
-
-
-@dataclass(frozen=True)
-class TermEnded:
-    """Write down why a term has ended."""
-
-    epoch: int
-    why: str
-
-
-@dataclass(frozen=True)
-class NewSession:
-    """Drop the client, and with it the session, and make another."""
-
-
-@dataclass(frozen=True)
-class Close:
-    """Close the session and end with this code."""
-
-    code: int
-
-
-@dataclass(frozen=True)
-class Say:
-    """A line for the log."""
-
-    level: str
-    event: str
-    message: str
-    fields: dict[str, Any] = field(default_factory=dict)
-
-
-Action = (
-    Join
-    | Leave
-    | LookAt
-    | Evict
-    | Renew
-    | ReadControl
-    | Place
-    | SpawnGuard
-    | AnswerGuard
-    | KillGuard
-    | StartChild
-    | ExtendLease
-    | StopChild
-    | KillChild
-    | TermBegan
-    | TermEnded
-    | NewSession
-    | Close
-    | Say
-)
 
 Step = tuple[State, list[Action]]
 
@@ -582,7 +266,7 @@ def step(state: State, event: Event, now: float) -> Step:
     return state, actions + more
 
 
-def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912
+def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR0912
     match event:
         case Began():
             return replace(state, begun_at=now), []
@@ -1139,7 +823,7 @@ def snapshot(state: State, now: float) -> dict[str, Any]:
     phase = state.phase
     holds_lease = deadlines is not None and now < deadlines.soft
     leader = phase is Phase.LEADING and holds_lease
-    ready = (phase is Phase.STANDBY and state.connected) or leader or (phase is Phase.PAUSED and holds_lease)
+    ready = (phase is Phase.STANDBY and state.node is not None) or leader or (phase is Phase.PAUSED and holds_lease)
     return {
         "state": phase.value,
         "ready": ready,
