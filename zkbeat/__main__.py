@@ -17,17 +17,14 @@ SUBCOMMANDS = ("health", "status", "step-down", "pause", "resume", "doctor", "de
 def route(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
     """Return (what to run, its arguments, the command to wrap).
 
-    What to run is a subcommand, or "run".
+    What to run is a subcommand, or "run". Of the subcommands, only the doctor looks at a command.
     """
     words = list(argv)
-    if "--" in words:
-        at = words.index("--")
-        if words and words[0] in SUBCOMMANDS:
-            return words[0], words[1:], []
-        return "run", words[:at], words[at + 1 :]
-    if words and words[0] in SUBCOMMANDS:
-        return words[0], words[1:], []
-    return "run", words, []
+    at = words.index("--") if "--" in words else len(words)
+    options, command = words[:at], words[at + 1 :]
+    if options and options[0] in SUBCOMMANDS:
+        return options[0], options[1:], command
+    return "run", options, command
 
 
 def _open_standard_streams() -> None:

@@ -5,10 +5,12 @@ Each failure that a user can cause ends as one line on standard error and an exi
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
@@ -21,114 +23,145 @@ from zkbeat.runtime import default_base
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+EXIT_USAGE = 2
 EXIT_NO_ENSEMBLE = 69
+EXIT_INTERRUPTED = 130
 
 
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:  # noqa: UP045: typer on 3.10
-    """Let the file stand behind flags and environment: click looks for what is missing in the default map."""
+def _read_config(context: typer.Context, path: Optional[Path]) -> Optional[Path]:  # noqa: UP045
+    """Let the file stand behind flags and environment: what they lack is looked for in the default map."""
     if path is not None:
         known = {option for command in _commands().values() for option in (p.name for p in command.params) if option}
         context.default_map = read_file(path, known - {"config", "version"})
     return path
 
 
-def _say_version(wanted: bool) -> None:  # noqa: FBT001: typer calls it
+def _say_version(wanted: bool) -> None:  # noqa: FBT001
     if wanted:
         print(f"zkbeat {__version__}")
         raise typer.Exit
 
 
-def _option(flag: str, text: str, **more: Any) -> Any:
-    return typer.Option(flag, envvar=f"ZKBEAT_{flag.strip('-').replace('-', '_').upper()}", help=text, **more)
+def _option(flag: str, text: str) -> Any:
+    return typer.Option(flag, envvar=f"ZKBEAT_{flag.strip('-').replace('-', '_').upper()}", help=text)
 
 
 Text = Optional[str]  # noqa: UP045
 Number = Optional[float]  # noqa: UP045
 
-Hosts = Annotated[Text, _option("--hosts", "The ensemble, host:port,host:port[/chroot]. Default: 127.0.0.1:2181.")]
-Name = Annotated[
-    Text,
-    _option("--name", "The election. All nodes with one name share one leader. Default: the app of `celery -A APP`."),
-]
-Root = Annotated[Text, _option("--root", "The path in ZooKeeper below which elections are kept. Default: /zkbeat.")]
-SessionTimeout = Annotated[Number, _option("--session-timeout", "Seconds, at least 2. Default: 10.")]
-AuthScheme = Annotated[
-    Text,
-    _option(
-        "--auth-scheme", "digest (the default, with a user) or sasl. The password: ZKBEAT_AUTH_PASSWORD or the file."
-    ),
-]
-AuthUser = Annotated[Text, _option("--auth-user", "The user.")]
-Tls = Annotated[
-    bool, _option("--tls", "Connect with TLS. The servers' certificates and host names are always verified.")
-]
-TlsCa = Annotated[Text, _option("--tls-ca", "The CA certificates (PEM). Default: the system's.")]
-TlsCert = Annotated[Text, _option("--tls-cert", "Our certificate (PEM).")]
-TlsKey = Annotated[
-    Text, _option("--tls-key", "Its key (PEM). The key's password: ZKBEAT_TLS_KEY_PASSWORD or the file.")
-]
-ConfigFile = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--config", envvar="ZKBEAT_CONFIG", help="A TOML file with options.", callback=_read_config, is_eager=True
-    ),
-]
+
+def _ensemble_options(
+    *,
+    hosts: Annotated[
+        Text, _option("--hosts", "The ensemble, host:port,host:port[/chroot]. Default: 127.0.0.1:2181.")
+    ] = None,
+    name: Annotated[
+        Text,
+        _option(
+            "--name", "The election. All nodes with one name share one leader. Default: the app of `celery -A APP`."
+        ),
+    ] = None,
+    root: Annotated[
+        Text, _option("--root", "The path in ZooKeeper below which elections are kept. Default: /zkbeat.")
+    ] = None,
+    session_timeout: Annotated[Number, _option("--session-timeout", "Seconds, at least 2. Default: 10.")] = None,
+    auth_scheme: Annotated[
+        Text,
+        _option(
+            "--auth-scheme",
+            "digest (the default, with a user) or sasl. The password: ZKBEAT_AUTH_PASSWORD or the file.",
+        ),
+    ] = None,
+    auth_user: Annotated[Text, _option("--auth-user", "The user.")] = None,
+    tls: Annotated[
+        bool, _option("--tls", "Connect with TLS. The servers' certificates and host names are always verified.")
+    ] = False,
+    tls_ca: Annotated[Text, _option("--tls-ca", "The CA certificates (PEM). Default: the system's.")] = None,
+    tls_cert: Annotated[Text, _option("--tls-cert", "Our certificate (PEM).")] = None,
+    tls_key: Annotated[
+        Text, _option("--tls-key", "Its key (PEM). The key's password: ZKBEAT_TLS_KEY_PASSWORD or the file.")
+    ] = None,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--config",
+            envvar="ZKBEAT_CONFIG",
+            help="A TOML file with options: flags and environment win over it.",
+            callback=_read_config,
+            is_eager=True,
+        ),
+    ] = None,
+) -> None:
+    """Declare the options that all commands share."""
 
 
-@app.command()
+def _command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make a function a command that also has the shared options, and finds the values of all of them in `given`."""
+
+    def declare(function: Callable[..., int]) -> Callable[..., int]:
+        shared = inspect.signature(_ensemble_options, eval_str=True).parameters
+        own = inspect.signature(function, eval_str=True).parameters
+        passed = [parameter for parameter in own.values() if parameter.name != "given"]
+
+        def command(**values: Any) -> int:
+            mine = {key: values[key] for key in own if key in values}
+            return function(**mine, given={key: value for key, value in values.items() if key != "context"})
+
+        command.__doc__ = function.__doc__
+        command.__signature__ = inspect.Signature([*shared.values(), *passed])  # type: ignore[attr-defined]
+        app.command(name)(command)
+        return function
+
+    return declare
+
+
+@_command("run")
 def run(
+    *,
+    given: Mapping[str, Any],
     context: typer.Context,
-    hosts: Hosts = None,
-    name: Name = None,
-    root: Root = None,
-    id: Annotated[Text, _option("--id", "What this node is called. Default: the host name.")] = None,  # noqa: A002
-    runtime_dir: Annotated[
+    id: Annotated[Text, _option("--id", "What this node is called. Default: the host name.")] = None,  # noqa: A002, ARG001
+    runtime_dir: Annotated[  # noqa: ARG001
         Text,
         _option("--runtime-dir", "A private directory on this node. Default: /run/zkbeat/NAME, or as your user may."),
     ] = None,
-    session_timeout: SessionTimeout = None,
-    lease: Annotated[
+    lease: Annotated[  # noqa: ARG001
         Number,
         _option(
             "--lease",
-            "Seconds a leader may go without renewing before its child is dead. Default, and at most: two thirds of the session timeout.",
+            "Seconds a leader may go without renewing before its child is dead. "
+            "Default, and at most: two thirds of the session timeout.",
         ),
     ] = None,
-    stop_timeout: Annotated[
+    stop_timeout: Annotated[  # noqa: ARG001
         Number, _option("--stop-timeout", "Seconds between TERM and KILL when the child is to stop. Default: 10.")
     ] = None,
-    connect_timeout: Annotated[
+    connect_timeout: Annotated[  # noqa: ARG001
         Number,
         _option(
             "--connect-timeout", "Give up (69) if there is no ZooKeeper within these seconds. Default: keep trying."
         ),
     ] = None,
-    on_exit: Annotated[
+    on_exit: Annotated[  # noqa: ARG001
         Text,
         _option(
             "--on-exit",
-            "When the child ends by itself: rejoin (back off, at the end of the line) or exit (with its code). Default: rejoin.",
+            "When the child ends by itself: rejoin (back off, at the end of the line) or exit (with its code). "
+            "Default: rejoin.",
         ),
     ] = None,
-    strict: Annotated[bool, _option("--strict", "Refuse to run beside a leader that runs another command.")] = False,  # noqa: FBT002
-    max_clock_offset: Annotated[
+    strict: Annotated[bool, _option("--strict", "Refuse to run beside a leader that runs another command.")] = False,  # noqa: ARG001
+    max_clock_offset: Annotated[  # noqa: ARG001
         Number,
         _option(
             "--max-clock-offset",
             "Do not lead while the clock is further off ZooKeeper's, in seconds. Default: no limit.",
         ),
     ] = None,
-    auth_scheme: AuthScheme = None,
-    auth_user: AuthUser = None,
-    tls: Tls = False,  # noqa: FBT002
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    log_format: Annotated[Text, _option("--log-format", "human or json. Default: human.")] = None,
-    log_level: Annotated[Text, _option("--log-level", "debug, info, warning or error. Default: info.")] = None,
-    dev: Annotated[bool, _option("--dev", "Start, or join, a ZooKeeper on this machine, to try things out.")] = False,  # noqa: FBT002
-    config: ConfigFile = None,
-    version: Annotated[
+    log_format: Annotated[Text, _option("--log-format", "human or json. Default: human.")] = None,  # noqa: ARG001
+    log_level: Annotated[Text, _option("--log-level", "debug, info, warning or error. Default: info.")] = None,  # noqa: ARG001
+    dev: Annotated[bool, _option("--dev", "Start, or join, a ZooKeeper on this machine, to try things out.")] = False,
+    version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", help="Say which zkbeat this is.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> int:
@@ -136,8 +169,6 @@ def run(
 
     Beside it: zkbeat health, status, step-down, pause, resume, doctor, demo; each has a --help of its own.
     """
-    del config, version
-    given = {key: value for key, value in locals().items() if key != "context"}
     command: list[str] = context.obj
     if context.args:
         words = " ".join(context.args)
@@ -145,7 +176,8 @@ def run(
     check_command(command)
     dev_pid = None
     if dev:
-        given["hosts"], dev_pid = _dev_server()
+        hosts, dev_pid = _dev_server()
+        given = {**given, "hosts": hosts}
     _become_sidecar(resolve(given, context.default_map or {}, os.environ, command), command, dev_pid)
 
 
@@ -155,12 +187,15 @@ def _become_sidecar(config: Config, command: list[str], dev_pid: int | None) -> 
     The configuration, which holds the secrets, goes through a file without a name.
     """
     handed_over = json.dumps({"config": config.to_json(), "command": command, "dev_pid": dev_pid}).encode()
-    fd = os.memfd_create("zkbeat") if hasattr(os, "memfd_create") else os.dup(tempfile.TemporaryFile().fileno())
-    os.write(fd, handed_over)
-    os.lseek(fd, 0, os.SEEK_SET)
-    os.set_inheritable(fd, True)
-    shown = ["--name", config.name, "--", *command]  # for whoever looks at the process list
-    os.execve(sys.executable, start.command("sidecar", str(fd), *shown), start.environment(os.environ))  # noqa: S606
+    with (
+        tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("zkbeat"), "w+b") as file
+    ):  # noqa: PTH123
+        file.write(handed_over)
+        file.seek(0)
+        os.set_inheritable(file.fileno(), True)
+        shown = ["--name", config.name, "--", *command]  # for whoever looks at the process list
+        arguments = start.command("sidecar", str(file.fileno()), *shown)
+        os.execve(sys.executable, arguments, start.environment(os.environ))  # noqa: S606
 
 
 def _dev_server() -> tuple[str, int | None]:
@@ -174,116 +209,67 @@ def _dev_server() -> tuple[str, int | None]:
     return f"127.0.0.1:{dev.DEV_PORT}", server.pid if server is not None else None
 
 
-def _operator_access(context: typer.Context, given: dict[str, Any]) -> tuple[Access, str, str | None]:
+def _where(context: typer.Context, given: Mapping[str, Any]) -> tuple[Access, str, str | None]:
+    """Return the ensemble, the root path and the election's name, if one is named."""
     access = access_from(given, context.default_map or {}, os.environ)
     name = given.get("name")
     return access, check_root(given.get("root") or "/zkbeat"), election_name(name, []) if name is not None else None
 
 
-@app.command()
+@_command("status")
 def status(
+    *,
+    given: Mapping[str, Any],
     context: typer.Context,
-    hosts: Hosts = None,
-    name: Name = None,
-    root: Root = None,
-    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,  # noqa: FBT002
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it, until interrupted.")] = False,  # noqa: FBT002
-    session_timeout: SessionTimeout = None,
-    auth_scheme: AuthScheme = None,
-    auth_user: AuthUser = None,
-    tls: Tls = False,  # noqa: FBT002
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it, until interrupted.")] = False,
 ) -> int:
     """Show who leads, who stands by, and the last hand-overs. Exits 1 if nobody leads, 69 without ZooKeeper."""
     from zkbeat import operate
 
-    access, path, election = _operator_access(context, locals())
-    return operate.status(access, path, election, as_json=json_, watch=watch)
+    return operate.status(*_where(context, given), as_json=as_json, watch=watch)
 
 
-@app.command("step-down")
+@_command("step-down")
 def step_down(
+    *,
+    given: Mapping[str, Any],
     context: typer.Context,
-    hosts: Hosts = None,
-    name: Name = None,
-    root: Root = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until another term has begun.")] = False,  # noqa: FBT002
-    session_timeout: SessionTimeout = None,
-    auth_scheme: AuthScheme = None,
-    auth_user: AuthUser = None,
-    tls: Tls = False,  # noqa: FBT002
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    config: ConfigFile = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until another term has begun.")] = False,
 ) -> int:
     """Have the leader stop its child and go to the end of the line."""
     from zkbeat import operate
 
-    return operate.step_down(*_operator_access(context, locals()), wait=wait)
+    return operate.step_down(*_where(context, given), wait=wait)
 
 
-@app.command()
+@_command("pause")
 def pause(
+    *,
+    given: Mapping[str, Any],
     context: typer.Context,
-    hosts: Hosts = None,
-    name: Name = None,
-    root: Root = None,
     reason: Annotated[Text, typer.Option("--reason", help="Why, for whoever looks at the status.")] = None,
-    session_timeout: SessionTimeout = None,
-    auth_scheme: AuthScheme = None,
-    auth_user: AuthUser = None,
-    tls: Tls = False,  # noqa: FBT002
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    config: ConfigFile = None,
 ) -> int:
     """Have nobody run the command, until `zkbeat resume`."""
     from zkbeat import operate
 
-    return operate.set_paused(*_operator_access(context, locals()), paused=True, reason=reason)
+    return operate.set_paused(*_where(context, given), paused=True, reason=reason)
 
 
-@app.command()
-def resume(
-    context: typer.Context,
-    hosts: Hosts = None,
-    name: Name = None,
-    root: Root = None,
-    session_timeout: SessionTimeout = None,
-    auth_scheme: AuthScheme = None,
-    auth_user: AuthUser = None,
-    tls: Tls = False,  # noqa: FBT002
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    config: ConfigFile = None,
-) -> int:
+@_command("resume")
+def resume(*, given: Mapping[str, Any], context: typer.Context) -> int:
     """End a pause."""
     from zkbeat import operate
 
-    return operate.set_paused(*_operator_access(context, locals()), paused=False, reason=None)
+    return operate.set_paused(*_where(context, given), paused=False, reason=None)
 
 
-@app.command()
+@_command("doctor")
 def doctor(
+    *,
+    given: Mapping[str, Any],
     context: typer.Context,
-    hosts: Hosts = None,
-    name: Name = None,
-    root: Root = None,
-    session_timeout: SessionTimeout = None,
     lease: Annotated[Number, _option("--lease", "The lease that is to be used, in seconds.")] = None,
-    auth_scheme: AuthScheme = None,
-    auth_user: AuthUser = None,
-    tls: Tls = False,  # noqa: FBT002
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    config: ConfigFile = None,
 ) -> int:
     """Check everything that zkbeat needs: zkbeat doctor [OPTIONS] [-- COMMAND [ARGS]...].
 
@@ -291,12 +277,13 @@ def doctor(
     """
     from zkbeat import doctor as checks
 
-    access, path, _ = _operator_access(context, locals())
-    return checks.examine(access, path, lease, context.obj)
+    access, root, _ = _where(context, given)
+    return checks.examine(access, root, lease, context.obj)
 
 
 @app.command()
 def demo(
+    *,
     nodes: Annotated[int, typer.Option("--nodes", help="How many nodes.", min=2, max=9)] = 3,
 ) -> int:
     """Three nodes on this machine round a real ZooKeeper: kill the leader, and watch another take over."""
@@ -319,11 +306,11 @@ def main(what: str, arguments: list[str], command: list[str]) -> int:
         code = selected.main(arguments, prog_name=name, standalone_mode=False, obj=command)
     except typer.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        return _complain(" ".join(message.split()), 2)
+        return _complain(" ".join(message.split()), EXIT_USAGE)
     except ConfigError as error:
         return _complain(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return 130
+        return EXIT_INTERRUPTED
     return code if isinstance(code, int) else 0
 
 

@@ -1,10 +1,11 @@
 """The edge to ZooKeeper: kazoo, with what it leaves open closed.
 
-It carries out what `core.term` decides and reports back by posting events; it decides nothing. Everything here that kazoo
-calls runs in kazoo's threads and only posts. What it does about kazoo's traps (measured with kazoo 2.11.0):
+It carries out what `core.term` decides and reports back by posting events; it decides nothing.
+Everything here that kazoo calls runs in kazoo's threads and only posts.
+What it does about kazoo's traps (measured with kazoo 2.11.0):
 
-- connects are bounded, so that one black-holed server does not use up the session (kazoo waits the whole session timeout
-  for each, #756);
+- connects are bounded, so that one black-holed server does not use up the session (kazoo waits the whole session
+  timeout for each, #756);
 - TCP_USER_TIMEOUT ends a connection whose data is not acknowledged: each request that kazoo sends resets its own ping
   timer, so a silent link could stay "connected" for as long as one goes on sending;
 - reconnects back off to a second at most (kazoo's default is an hour);
@@ -15,6 +16,7 @@ calls runs in kazoo's threads and only posts. What it does about kazoo's traps (
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import socket
 import ssl
@@ -39,6 +41,9 @@ from zkbeat.core.record import Term as TermRecord
 
 TERMS_KEPT = 100
 
+# What matters of kazoo's log is said by whoever uses it; without a handler it would go to standard error.
+logging.getLogger("kazoo").addHandler(logging.NullHandler())
+
 EXPLAIN_AFTER_S = 2.0
 EXPLAIN_EVERY_S = 30.0
 """How soon, and then how often, to say why there is no connection yet."""
@@ -49,7 +54,7 @@ CALL_TAKES_AT_MOST_S = 5.0
 Post = Callable[[events.Event], None]
 
 
-class _Handler(SequentialThreadingHandler):
+class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     """kazoo's threads, with bounded connects and a bounded silence."""
 
     def __init__(self, access: Access, on_error: Callable[[Exception], None]) -> None:
@@ -212,7 +217,8 @@ class _Attempt:
             self._post(events.Refused(term.EXIT_NO_PERMISSION, refused))
         except _MissingChrootError as missing:
             self._post(events.Refused(term.EXIT_CONFIG, str(missing)))
-        except Exception as failure:  # noqa: BLE001: whatever it is, the loop must hear that this attempt is over
+        # Whatever it is, the loop must hear that this attempt is over.
+        except Exception as failure:  # noqa: BLE001
             error = None if self._over.is_set() else describe(failure)
         self._post(events.ElectionEnded(self._number, error))
 
@@ -234,7 +240,7 @@ class Ensemble:
         self._base = f"{root.rstrip('/')}/{name}"
         self._election_path = f"{self._base}/election"
         self._post = post
-        self._client: KazooClient | None = None
+        self._client: Any = None
         self._attempt: _Attempt | None = None
         self._notes: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=100)
         self._last_error: str | None = None

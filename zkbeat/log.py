@@ -58,10 +58,9 @@ class Log:
         self._logger.setLevel(level.upper())
         self._logger.propagate = False
         self._logger.addHandler(logging.handlers.QueueHandler(waiting))
-        kazoo = logging.getLogger("kazoo")
-        kazoo.propagate = False
-        # What matters of it, the state machine says; the rest is for whoever debugs.
-        kazoo.addHandler(logging.handlers.QueueHandler(waiting) if level == "debug" else logging.NullHandler())
+        if level == "debug":  # what matters of it, the state machine says
+            logging.getLogger("kazoo").addHandler(logging.handlers.QueueHandler(waiting))
+            logging.getLogger("kazoo").setLevel(logging.DEBUG)
         self._listener.start()
 
     def say(self, level: str, event: str, message: str, **fields: Any) -> None:

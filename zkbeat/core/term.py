@@ -85,6 +85,11 @@ LONGEST_BACK_OFF_S = 60.0
 HEALTHY_AFTER_S = 60.0
 """A child that lived this long had started well: the back-off begins at the beginning again."""
 
+ANNOUNCE_EVERY_S = 300.0
+"""How often a standby writes its record: so that its clock's offset is known, and a lost place in the line noticed."""
+
+OFFSET_WARNED_S = 2.0
+
 RETRY_S = 0.25
 """How soon what failed on a live connection is tried again."""
 
@@ -176,6 +181,7 @@ class State:
     contending: bool = False
     leaving_since: float | None = None
     node: str | None = None
+    announce_at: float = 0.0
     rival: Rival | None = None
     took_over_from: Rival | None = None
     head_checked: bool = False
@@ -189,6 +195,7 @@ class State:
     kill_at: float | None = None
     stopped_for: str | None = None
     offset_s: float | None = None
+    offset_warned: bool = False
     failures: int = 0
     back_off_until: float | None = None
     back_off_why: str | None = None
@@ -241,6 +248,8 @@ def next_deadline(state: State) -> float | None:
         due.append(state.leaving_since + LEAVE_WITHIN_S)
     if state.rival is not None and state.connected and state.leaving_since is None and state.exit_code is None:
         due.append(state.rival.evict_at)
+    if _may_announce(state):
+        due.append(state.announce_at)
     if term is not None and state.connected and state.lease is not None:
         if not term.in_flight:
             due.append(term.due_at)
@@ -281,7 +290,7 @@ def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR09
         case Unreachable(message) if not state.connected:
             return state, [Say("warning", "unreachable", message)]
         case Queued() if event.attempt == state.attempt and state.contending:
-            return _queued(state, event)
+            return _queued(state, event, now)
         case MemberSeen():
             return _member_seen(state, event, now)
         case EvictionTried(node, deleted) if state.rival is not None and state.rival.node == node:
@@ -381,10 +390,11 @@ def _give_up(state: State, code: int, message: str, now: float) -> Step:
 # the line
 
 
-def _queued(state: State, event: Queued) -> Step:
+def _queued(state: State, event: Queued, now: float) -> Step:
     new = state.node != event.node
     actions: list[Action] = []
     if new:
+        state = replace(state, announce_at=now)
         actions.append(Place(event.node))
         place = "first in line" if event.ahead <= 1 else f"number {event.ahead} in line"
         if event.ahead:
@@ -468,27 +478,31 @@ def _election_ended(state: State, error: str | None, now: float) -> Step:
 
 def _renewed(state: State, event: Renewed, now: float) -> Step:
     term, lease = state.term, state.lease
-    if term is None or lease is None or event.node != term.node:
+    if event.node != state.node or lease is None:
         return state, []
+    first = state.offset_s is None
+    state, actions = _note_offset(state, event.offset_s)
+    if term is None or event.node != term.node:
+        # What the first write has measured, a second one tells the others.
+        return replace(state, announce_at=now) if first else state, actions
     if event.owner != state.session or term.epoch not in {None, event.epoch}:
-        return _end_term(state, "the election znode belongs to another session", kill_at=now, now=now)
-    if event.offset_s is not None:
-        state = replace(state, offset_s=event.offset_s)
+        state, more = _end_term(state, "the election znode belongs to another session", kill_at=now, now=now)
+        return state, actions + more
     if term.active and event.sent_at <= term.active[-1]:
-        return state, []  # a late answer to an earlier renewal
+        return state, actions  # a late answer to an earlier renewal
     term = replace(term, epoch=event.epoch, active=lease.remember(term.active, event.sent_at, state.connected_at))
     if event.sent_at == term.sent_at:
         term = replace(term, in_flight=False, due_at=event.sent_at + lease.renew_every_s)
     overdue = state.child is not Child.NONE and state.deadlines is not None and now >= state.deadlines.soft
     if overdue:
-        return state, []  # too late: the guard has acted on the deadline, `_keep_lease` will say so
+        return state, actions  # too late: the guard has acted on the deadline, `_keep_deadlines` will say so
     state = replace(state, term=term)
-    actions: list[Action] = []
     limit_s = state.settings.max_clock_offset_s
     if limit_s is not None and event.offset_s is not None and abs(event.offset_s) > limit_s and term.ending is None:
         why = f"this node's clock is off by {event.offset_s:+.1f} s, more than --max-clock-offset {limit_s:g}"
-        state, actions = _end_term(state, why, kill_at=now + state.settings.stop_timeout_s, now=now)
+        state, more = _end_term(state, why, kill_at=now + state.settings.stop_timeout_s, now=now)
         state = replace(state, back_off_until=now + LONGEST_BACK_OFF_S, back_off_why=why)
+        actions += more
     extended = state.deadlines
     if state.child is not Child.NONE and extended is not None:
         since = state.unconfirmed_since if state.unconfirmed_since is not None else now
@@ -497,8 +511,23 @@ def _renewed(state: State, event: Renewed, now: float) -> Step:
     return state, actions
 
 
+def _note_offset(state: State, offset_s: float | None) -> Step:
+    """Remember how far this node's clock is off the quorum leader's; warn once, each time that it becomes too much."""
+    if offset_s is None:
+        return state, []
+    off = abs(offset_s) > OFFSET_WARNED_S
+    actions: list[Action] = []
+    if off and not state.offset_warned:
+        message = f"this node's clock is {offset_s:+.1f} s off ZooKeeper's: look at NTP here and there"
+        actions.append(Say("warning", "clock-offset", message, {"offset_s": offset_s}))
+    return replace(state, offset_s=offset_s, offset_warned=off), actions
+
+
 def _renewal_failed(state: State, event: RenewalFailed, now: float) -> Step:
     term = state.term
+    if term is None and event.refused and event.node == state.node and state.contending and state.leaving_since is None:
+        # Somebody has deleted our place in the line, and kazoo waits on as if it were still there.
+        return replace(state, leaving_since=now), [Leave(state.attempt)]
     if term is None or event.node != term.node:
         return state, []
     if event.refused:
@@ -672,7 +701,7 @@ def _end_term(state: State, why: str, kill_at: float, now: float) -> Step:
 
 def _settle(state: State, now: float) -> Step:
     actions: list[Action] = []
-    for rule in (_keep_guard, _keep_lease, _lead, _leave, _evict, _contend, _close):
+    for rule in (_keep_guard, _keep_lease, _lead, _leave, _evict, _announce, _contend, _close):
         state, more = rule(state, now)
         actions += more
     return state, actions
@@ -772,6 +801,18 @@ def _evict(state: State, now: float) -> Step:
         return state, []
     state = replace(state, rival=replace(rival, evict_at=now + LEAVE_WITHIN_S))
     return state, [Evict(rival.node, rival.version)]
+
+
+def _may_announce(state: State) -> bool:
+    waits = state.node is not None and state.term is None and state.contending and state.leaving_since is None
+    return waits and state.connected and state.exit_code is None
+
+
+def _announce(state: State, now: float) -> Step:
+    """Write a standby's record now and then."""
+    if state.node is None or not _may_announce(state) or now < state.announce_at:
+        return state, []
+    return replace(state, announce_at=now + ANNOUNCE_EVERY_S), [Renew(state.node, now)]
 
 
 def _contend(state: State, now: float) -> Step:
