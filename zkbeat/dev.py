@@ -355,8 +355,9 @@ def _find_classpath() -> tuple[str, str]:
         return classpath, f"ZOOKEEPER_HOME={home}"
     jar = _DEBIAN_JARS / "zookeeper.jar"
     if jar.exists():
-        # The jar's manifest names what it needs, all but the part that logging goes to.
-        return f"{jar}:{_DEBIAN_JARS / 'slf4j-simple.jar'}", f"Debian's package, {jar}"
+        # The jar's manifest names what it needs, all but the part that logging goes to, and a part of netty (for TLS).
+        parts = (jar, _DEBIAN_JARS / "slf4j-simple.jar", _DEBIAN_JARS / "netty-codec.jar")
+        return ":".join(map(str, parts)), f"Debian's package, {jar}"
     for usual in _USUAL_HOMES:
         classpath = _classpath_of(usual)
         if classpath is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import statistics
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 from kazoo import exceptions as zk
 from kazoo.client import KazooClient
@@ -42,21 +42,14 @@ def examine(access: Access, root: str, lease_s: float | None, command: Sequence[
     """Print the report; return 0 if all is well, else 1."""
     report = _Report()
     _servers(access, report)
-    client = plain_client(access)
-    timeout_ms: list[float] = []
-    connect = client._connection._connect  # noqa: SLF001
-
-    def connect_and_note(*args: Any) -> tuple[float, float]:
-        read_ms, connect_ms = connect(*args)
-        timeout_ms.append(read_ms * 1.5)
-        return read_ms, connect_ms
-
-    client._connection._connect = connect_and_note  # noqa: SLF001
+    granted: queue.Queue[float] = queue.Queue()
+    client = plain_client(access, lambda _sent_at, session_timeout_s: granted.put(session_timeout_s))
     try:
-        if client.start_async().wait(CONNECT_WITHIN_S) and timeout_ms:
-            _session(access, timeout_ms[-1] / 1000, lease_s, report)
+        client.start_async()
+        try:
+            _session(access, granted.get(timeout=CONNECT_WITHIN_S), lease_s, report)
             _writes(client, root, report)
-        else:
+        except queue.Empty:
             report.bad("no session", "mend what is said about the servers above, or the credentials")
     finally:
         stop_within(client, 1.0)

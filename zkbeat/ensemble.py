@@ -28,6 +28,7 @@ from typing import Any
 from kazoo import exceptions as zk
 from kazoo.client import KazooClient
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
+from kazoo.protocol.connection import ConnectionDropped
 from kazoo.protocol.states import KazooState
 from kazoo.recipe.lock import Lock
 from kazoo.retry import ForceRetryError, KazooRetry
@@ -75,8 +76,16 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
         return connection
 
 
-def plain_client(access: Access, on_error: Callable[[Exception], None] = lambda _error: None) -> KazooClient:
-    """Return a client that is not started yet."""
+def plain_client(
+    access: Access,
+    on_connected: Callable[[float, float], None] = lambda _sent_at, _session_timeout_s: None,
+    on_error: Callable[[Exception], None] = lambda _error: None,
+) -> KazooClient:
+    """Return a client that is not started yet.
+
+    `on_connected` is called in kazoo's thread for each connection, once it is authenticated: with an instant before its
+    handshake was sent, and the negotiated session timeout in seconds, which kazoo does not tell otherwise.
+    """
     options: dict[str, Any] = {}
     if access.auth_scheme == "digest":
         options["auth_data"] = [("digest", f"{access.auth_user}:{access.auth_password}")]
@@ -98,7 +107,7 @@ def plain_client(access: Access, on_error: Callable[[Exception], None] = lambda 
             "keyfile_password": access.tls_key_password,
         }
     handler = _Handler(access, on_error)
-    return KazooClient(
+    client = KazooClient(
         hosts=access.hosts,
         timeout=access.session_timeout_s,
         handler=handler,
@@ -106,6 +115,36 @@ def plain_client(access: Access, on_error: Callable[[Exception], None] = lambda 
         command_retry=_retry(handler, longest_s=1.0),
         **options,
     )
+    client._connection._connect = _connecting(client, on_connected)  # noqa: SLF001
+    return client
+
+
+def _connecting(client: KazooClient, on_connected: Callable[[float, float], None]) -> Callable[..., Any]:
+    """Return kazoo's `ConnectionHandler._connect`, which tells the session timeout, and does not end kazoo's thread."""
+    connect = client._connection._connect  # noqa: SLF001
+    was_accepted = False
+
+    def connect_and_tell(*args: Any) -> tuple[float, float]:
+        nonlocal was_accepted
+        sent_at = clock.now()
+        try:
+            read_ms, connect_ms = connect(*args)
+        except (ConnectionDropped, KazooTimeoutError, zk.SessionExpiredError):
+            raise
+        except (zk.AuthFailedError, zk.SessionClosedRequireSaslError):
+            # A connection that drops during SASL counts as refused with kazoo, and ends the session. These credentials
+            # were good before: rather try again, for as long as the lease allows.
+            if was_accepted:
+                raise ConnectionDropped("refused the credentials that it has taken before") from None
+            raise zk.AuthFailedError from None
+        except Exception as error:
+            raise ConnectionDropped(describe(error)) from error  # anything else would end kazoo's thread, unnoticed
+        was_accepted = True
+        # Two thirds of the negotiated timeout are the read timeout (kazoo/protocol/connection.py).
+        on_connected(sent_at, round(read_ms * 1.5 / 1000, 3))
+        return read_ms, connect_ms
+
+    return connect_and_tell
 
 
 def _retry(handler: _Handler, longest_s: float) -> KazooRetry:
@@ -260,20 +299,13 @@ class Ensemble:
 
     def open(self) -> None:
         """Start connecting; goes on until `close`."""
-        client = self._client = plain_client(self._access, self._connection_failed)
-        connect = client._connection._connect  # noqa: SLF001
 
-        def connect_and_tell(*args: Any) -> tuple[float, float]:
-            sent_at = clock.now()
-            read_s, connect_s = connect(*args)
-            # kazoo takes two thirds of the negotiated timeout as its read timeout (kazoo/protocol/connection.py).
-            timeout_s = round(read_s * 1.5 / 1000, 3)
-            if client is self._client and not client._connection._ro_mode:  # noqa: SLF001
+        def connected(sent_at: float, session_timeout_s: float) -> None:
+            if client is self._client:
                 self._last_error = None
-                self._post(events.Connected(client.client_id[0], timeout_s, sent_at))
-            return read_s, connect_s
+                self._post(events.Connected(client.client_id[0], session_timeout_s, sent_at))
 
-        client._connection._connect = connect_and_tell  # noqa: SLF001
+        client = self._client = plain_client(self._access, connected, self._connection_failed)
 
         def state_changed(state: str) -> None:
             if client is not self._client:

@@ -51,9 +51,8 @@ def look(server: str, tls: ssl.SSLContext | None) -> Finding:
                 with tls.wrap_socket(plain, server_hostname=host) as secure:
                     answer = _ask(secure)
     except ssl.SSLCertVerificationError as error:
-        sentence = (
-            f"{server}: its certificate is not to be trusted: {error.verify_message}; check --tls-ca and the host name"
-        )
+        why = error.verify_message.rstrip(".")
+        sentence = f"{server}: its certificate is not to be trusted: {why}; check --tls-ca and the host name"
         return Finding(server, sentence, hopeless=True, exit_code=EXIT_NO_PERMISSION)
     except ssl.SSLError as error:
         reason = (error.reason or str(error)).replace("_", " ").lower()

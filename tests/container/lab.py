@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from contextlib import ExitStack
@@ -76,9 +77,15 @@ class Box:
         return code, (out or b"").decode(errors="replace")
 
     def processes(self) -> list[tuple[int, str, str]]:
-        """Return (pid seen from the host, state, command line) of all processes in the container."""
+        """Return (pid seen from the host, state, command line) of the container's processes, but no zombies."""
         rows = self.docker.top(ps_args="-eo pid,stat,args")["Processes"] or []
         return [(int(pid), stat, args) for pid, stat, args in rows]
+
+    def left_to_pid_1(self) -> list[tuple[str, str]]:
+        """Return (name, state) of the children of PID 1 in the container, zombies too: Docker's own list lacks them."""
+        _code, out = self.run("sh", "-c", "cat /proc/[0-9]*/stat")
+        found = re.findall(r"^\d+ \((.*)\) (\S) 1 ", out, re.MULTILINE)
+        return [(name, state) for name, state in found]
 
     def state(self) -> dict[str, Any]:
         self.docker.reload()
