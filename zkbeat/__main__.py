@@ -34,7 +34,7 @@ def _open_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             with contextlib.suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # for the sidecar, the guard and the child
 
 
 def main() -> int:

@@ -5,9 +5,11 @@ Each failure that a user can cause ends as one line on standard error and an exi
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -88,6 +90,7 @@ def _ensemble_options(
             envvar="ZKBEAT_CONFIG",
             help="A TOML file with options: flags and environment win over it.",
             callback=_read_config,
+            readable=False,  # nor does typer look itself: it would call the same fault a usage error
             is_eager=True,
         ),
     ] = None,
@@ -171,14 +174,24 @@ def run(
     """
     command: list[str] = context.obj
     if context.args:
-        words = " ".join(context.args)
-        raise ConfigError(f"cannot understand {words!r}: the command goes behind two dashes, as in: zkbeat -- {words}")
+        raise ConfigError(_explain_words(context.args, command))
     check_command(command)
     dev_pid = None
     if dev:
         hosts, dev_pid = _dev_server()
         given = {**given, "hosts": hosts}
     _become_sidecar(resolve(given, context.default_map or {}, os.environ, command), command, dev_pid)
+
+
+def _explain_words(words: list[str], command: list[str]) -> str:
+    """Say what is wrong with words where only options may stand."""
+    start = f"cannot understand {words[0]!r}"
+    near = difflib.get_close_matches(words[0], ["health", *(_commands().keys() - {"run"})], n=1)
+    if near:
+        return f"{start}; did you mean zkbeat {near[0]}?"
+    if command:
+        return f"{start}: only options may stand before the two dashes"
+    return f"{start}: the command goes behind two dashes, as in: zkbeat -- {shlex.join(words)}"
 
 
 def _become_sidecar(config: Config, command: list[str], dev_pid: int | None) -> NoReturn:
@@ -301,7 +314,8 @@ def main(what: str, arguments: list[str], command: list[str]) -> int:
     """Run one subcommand, or "run"; return the exit code."""
     selected = _commands()[what]
     name = "zkbeat" if what == "run" else f"zkbeat {what}"
-    selected.allow_extra_args = what == "run"  # to say where the command belongs
+    selected.allow_extra_args = what == "run"  # to say where the command belongs, which ends our options
+    selected.allow_interspersed_args = what != "run"
     try:
         code = selected.main(arguments, prog_name=name, standalone_mode=False, obj=command)
     except typer.TyperException as error:

@@ -22,7 +22,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kazoo import exceptions as zk
@@ -37,7 +37,7 @@ from kazoo.security import make_acl, make_digest_acl
 from zkbeat import clock, probe
 from zkbeat.access import Access
 from zkbeat.core import actions, events, record, term
-from zkbeat.core.record import Control, Member
+from zkbeat.core.record import Control, Ledger, Member
 from zkbeat.core.record import Term as TermRecord
 
 TERMS_KEPT = 100
@@ -168,20 +168,17 @@ def _stop(client: KazooClient) -> None:
         client.close()
 
 
-def delete_within(client: KazooClient, live: threading.Event, path: str, within_s: float) -> str | None:
-    """Delete a znode, through connection losses; return None once it is gone, else what is in the way.
+def retire_within(client: KazooClient, live: threading.Event, left_behind: LeftBehind, within_s: float) -> str | None:
+    """`retire`, through connection losses; return None once it is done, else what is in the way.
 
     `live` is what `start_async` returned: a second call while the first one still connects would hang.
+    The calls have no bound of their own: for a process that has one.
     """
     give_up_at = clock.now() + within_s
     error = "no connection"
-    while (left_s := give_up_at - clock.now()) > 0:
-        if not live.wait(left_s):
-            break
+    while (left_s := give_up_at - clock.now()) > 0 and live.wait(left_s):
         try:
-            client.delete_async(path).get(timeout=min(left_s, 2.0))
-        except zk.NoNodeError:
-            return None
+            retire(client, left_behind)
         except (zk.NoAuthError, zk.AuthFailedError):
             return "no permission"
         except (zk.KazooException, KazooTimeoutError) as failure:
@@ -190,6 +187,38 @@ def delete_within(client: KazooClient, live: threading.Event, path: str, within_
         else:
             return None
     return error
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """An election znode whose owner is certainly dead; `led`: it stood, or may stand, in the ledger."""
+
+    znode: str
+    led: bool
+
+
+def retire(client: KazooClient, left_behind: LeftBehind) -> None:
+    """Delete a dead leader's or contender's znode, and have the ledger say that the leader's child is dead.
+
+    May raise what kazoo raises; can be repeated.
+    """
+    election, _, node = left_behind.znode.rpartition("/")
+    ledger_path = f"{election.rpartition('/')[0]}/ledger"
+    if left_behind.led:
+        with contextlib.suppress(zk.NoNodeError, zk.BadVersionError):
+            data, stat = client.get(ledger_path)
+            ledger = Ledger.decode(data)
+            # Somebody else's name there: that one entered only after it had waited for our lease to run out.
+            if ledger is None or (ledger.led == node and not ledger.left):
+                last = Ledger(led=node, lease=ledger.lease if ledger else 0.0, left=True)
+                client.set(ledger_path, last.encode(), stat.version)
+    with contextlib.suppress(zk.NoNodeError):
+        client.delete(left_behind.znode)
+
+
+def _went_through(result: Any) -> bool:
+    """Say whether a transaction did: one that failed returns its exceptions."""
+    return result.exception is None and not any(isinstance(one, Exception) for one in result.value)
 
 
 def describe(error: BaseException) -> str:
@@ -274,7 +303,7 @@ class _MissingChrootError(Exception):
 class Ensemble:
     """A session with ZooKeeper, and this election in it. All methods return at once; answers are posted."""
 
-    def __init__(self, access: Access, root: str, name: str, post: Post, left_behind: str | None = None) -> None:
+    def __init__(self, access: Access, root: str, name: str, post: Post, left_behind: LeftBehind | None = None) -> None:
         self._access = access
         self._base = f"{root.rstrip('/')}/{name}"
         self._election_path = f"{self._base}/election"
@@ -284,6 +313,7 @@ class Ensemble:
         self._notes: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=100)
         self._last_error: str | None = None
         self._left_behind = left_behind
+        self._lease_s = 0.0
         threading.Thread(target=self._keep_notes, name="notes", daemon=True).start()
 
     @property
@@ -363,10 +393,26 @@ class Ensemble:
             self._attempt = _Attempt(attempt, self._client, path, data, self._prepare, self._post)
             self._number = attempt
 
-    def leave(self, attempt: int) -> None:
-        """End that attempt."""
-        if self._attempt is not None and self._number == attempt:
-            self._attempt.leave()
+    def leave(self, attempt: int, led: str | None) -> None:
+        """End that attempt; with `led`, have the ledger say first that the child of that znode's term is dead."""
+        current = self._attempt
+        if current is None or self._number != attempt:
+            return
+        if led is None or self._client is None:
+            current.leave()
+            return
+
+        def certified(result: Any) -> None:
+            if _went_through(result):
+                self._left_behind = None
+            current.leave()  # if it is not certified, the next attempt does it before it joins
+
+        self._left_behind = LeftBehind(self.znode(led), led=True)
+        last = Ledger(led=led, lease=self._lease_s, left=True)
+        transaction = self._client.transaction()
+        transaction.delete(self.znode(led))
+        transaction.set_data(f"{self._base}/ledger", last.encode())
+        transaction.commit_async().rawlink(certified)
 
     def _prepare(self) -> None:
         client = self._client
@@ -376,12 +422,12 @@ class Ensemble:
             raise _MissingChrootError(
                 f"the path {client.chroot}, given with the hosts, does not exist in ZooKeeper: create it, or leave it out"
             )
-        for path in (self._election_path, f"{self._base}/terms", f"{self._base}/control"):
+        for path in (self._election_path, f"{self._base}/terms", f"{self._base}/control", f"{self._base}/ledger"):
             client.ensure_path(path)
         if self._left_behind is not None:
-            # The host lock is ours: everything of that earlier life is dead (S3).
-            with contextlib.suppress(zk.NoNodeError):
-                client.delete(self._left_behind)
+            # Of an earlier life, then the host lock is ours, or of an earlier term, whose child is dead: else the
+            # machine would not have us join (S3).
+            retire(client, self._left_behind)
             self._left_behind = None
 
     def look_at(self, node: str) -> None:
@@ -418,6 +464,34 @@ class Ensemble:
             self._post(events.RenewalFailed(node, sent_at, refused, describe(error)))
 
         self._call("set_async", self.znode(node), member.encode(), then=answered)
+
+    def read_ledger(self) -> None:
+        """Read who led last, and watch it."""
+
+        def touched(_event: Any) -> None:
+            self._post(events.LedgerTouched())
+
+        def read(result: Any) -> None:
+            if result.exception is None:
+                data, stat = result.value
+                self._post(events.LedgerRead(Ledger.decode(data), stat.version))
+            # Gone with everything else: then so is our own znode, and the next renewal is refused.
+
+        self._call("get_async", f"{self._base}/ledger", touched, then=read)
+
+    def enter(self, node: str, version: int, lease_s: float) -> None:
+        """Write into the ledger that we lead, unless somebody has written there, or our znode is gone."""
+        if self._client is None:
+            return
+        self._lease_s = lease_s
+
+        def entered(result: Any) -> None:
+            self._post(events.Entered(node, ok=_went_through(result)))
+
+        transaction = self._client.transaction()
+        transaction.check(self.znode(node), -1)
+        transaction.set_data(f"{self._base}/ledger", Ledger(led=node, lease=lease_s).encode(), version)
+        transaction.commit_async().rawlink(entered)
 
     def read_control(self) -> None:
         """Read what operators ask for, and watch it."""

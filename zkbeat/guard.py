@@ -4,7 +4,7 @@
 
 | from the sidecar | meaning |
 |---|---|
-| `{"do": "place", "znode", "access"}` | our election znode, and how to reach ZooKeeper to delete it |
+| `{"do": "place", "znode", "led", "access", "note"}` | our election znode, and how to reach ZooKeeper to delete it |
 | `{"do": "begin", "argv", "env", "lease_file", "soft", "hard"}` | start the child |
 | `{"do": "extend", "n", "soft", "hard"}` | the lease was renewed |
 | `{"do": "stop", "kill_at"}`, `{"do": "kill"}`, `{"do": "signal", "number"}` | end it, or pass a signal on |

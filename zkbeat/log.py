@@ -71,8 +71,9 @@ class Log:
         """Write what nobody expected, with its traceback."""
         self._logger.exception(message, extra={"event": "bug", "fields": {}})
 
-    def flush(self, within_s: float) -> None:
-        """Write what is waiting, if the reader takes it in time."""
+    def flush(self, within_s: float) -> bool:
+        """Write what is waiting; say whether the reader took it in time. If not, Python's own exit would hang on it."""
         stopper = threading.Thread(target=self._listener.stop, daemon=True)
         stopper.start()
         stopper.join(within_s)
+        return not stopper.is_alive()

@@ -23,18 +23,21 @@ class Notifier:
             self.watchdog_every_s = int(interval_us) / 2e6
 
     def tell(self, **variables: str) -> None:
-        """Send what has changed since the last time."""
+        """Send what has changed since it was last received."""
         news = {key: value for key, value in variables.items() if self._last.get(key) != value}
-        self._last.update(news)
-        self._send(news)
+        if self._send(news):
+            self._last.update(news)
 
     def alive(self) -> None:
         """Feed the watchdog."""
         self._send({"WATCHDOG": "1"})
 
-    def _send(self, variables: dict[str, str]) -> None:
+    def _send(self, variables: dict[str, str]) -> bool:
+        """Say whether it was received: the queue of a systemd that is busy may be full."""
         if not self._path or not variables:
-            return
+            return False
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
             out.setblocking(False)
             out.sendto("\n".join(f"{key}={value}" for key, value in variables.items()).encode(), self._path)
+            return True
+        return False

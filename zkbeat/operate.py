@@ -29,6 +29,7 @@ CALL_WITHIN_S = 5.0
 REFRESH_EVERY_S = 1.0
 WAIT_AT_MOST_S = 120.0
 TERMS_SHOWN = 5
+WIDTH_OF_A_PIPE = 140
 
 EXIT_NO_LEADER = 1
 EXIT_USAGE = 2
@@ -220,7 +221,8 @@ def _follow(path: _Path, election: Election, *, as_json: bool) -> None:
 def _print_tables(election: Election) -> None:
     from rich.console import Console
 
-    Console().print(_render(election))
+    # In a pipe or a log nothing is gained by folding the lines at rich's 80 columns.
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_A_PIPE).print(_render(election))
 
 
 def _render(election: Election) -> Any:

@@ -35,7 +35,8 @@ def main() -> int:
     try:
         if sys.stdin.readline() != "remove\n":
             return 1
-        error = ensemble.delete_within(client, live, order["znode"], WITHIN_S)
+        left_behind = ensemble.LeftBehind(order["znode"], order["led"])
+        error = ensemble.retire_within(client, live, left_behind, WITHIN_S)
         if error is not None:
             print(f"zkbeat: could not delete {order['znode']}: {error}", file=sys.stderr)
             return 1

@@ -103,7 +103,10 @@ class RuntimeDirectory:
 
         The descriptor is inherited by guard and child. Raises RuntimeDirectoryError (75) if somebody keeps the lock.
         """
-        self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RuntimeDirectoryError(f"cannot open {self.path / 'lock'}: {error.strerror}") from None
         give_up_at = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
@@ -114,8 +117,13 @@ class RuntimeDirectory:
                 time.sleep(LOCK_POLL_S)
             else:
                 break
-        os.ftruncate(self.lock_fd, 0)
-        os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self.lock_fd, 0)
+            os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
+            self.socket.unlink(missing_ok=True)  # the lock is ours, so nobody listens there
+        except OSError as error:
+            where = error.filename or self.path / "lock"
+            raise RuntimeDirectoryError(f"cannot write to {where}: {error.strerror}") from None
 
     def _held(self) -> RuntimeDirectoryError:
         pid = os.pread(self.lock_fd, 32, 0).decode(errors="replace").strip() or "unknown"
@@ -129,20 +137,21 @@ class RuntimeDirectory:
             EXIT_HELD,
         )
 
-    def write_note(self, znode: str) -> str | None:
+    def write_note(self, znode: str, *, led: bool) -> str | None:
         """Note our election znode, to delete it at the next start if we are all killed; return an error's text."""
         new = self.note.with_suffix(".new")
         try:
-            new.write_text(json.dumps({"znode": znode}))
+            new.write_text(json.dumps({"znode": znode, "led": led}))
             new.replace(self.note)
         except OSError as error:
             return error.strerror
         return None
 
-    def read_note(self) -> str | None:
-        """Return the znode that an earlier life left behind, if it noted one."""
+    def read_note(self) -> tuple[str, bool] | None:
+        """Return the znode that an earlier life left behind and whether it led with it, if it noted one."""
         try:
-            znode = json.loads(self.note.read_text())["znode"]
+            note = json.loads(self.note.read_text())
+            znode, led = note["znode"], note["led"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return znode if isinstance(znode, str) and znode.startswith("/") else None
+        return (znode, bool(led)) if isinstance(znode, str) and znode.startswith("/") else None

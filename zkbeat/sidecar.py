@@ -19,7 +19,7 @@ from typing import Any
 from zkbeat import clock, health, processes
 from zkbeat.config import Config
 from zkbeat.core import actions, events, record, term
-from zkbeat.ensemble import Ensemble
+from zkbeat.ensemble import Ensemble, LeftBehind
 from zkbeat.link import BURY_AGAIN_S, Link
 from zkbeat.log import Log
 from zkbeat.notify import Notifier
@@ -62,7 +62,9 @@ class Sidecar:
         self._watchdog_at = 0.0
         self._health = health.Server(directory.socket)
         self._link = Link(directory.lock_fd, self._post, spare)
-        self._ensemble = Ensemble(config.access, config.root, config.name, self._post, directory.read_note())
+        note = directory.read_note()
+        left_behind = LeftBehind(*note) if note is not None else None
+        self._ensemble = Ensemble(config.access, config.root, config.name, self._post, left_behind)
         self._alarm = clock.Alarm()
         self._selector = selectors.DefaultSelector()
         self._watched: object = None
@@ -226,12 +228,16 @@ class Sidecar:
                 link.answer()
             case actions.KillGuard():
                 link.kill()
-            case actions.Place(node):
-                self._place(node)
+            case actions.Place(node, led):
+                self._place(node, led=led)
             case actions.Join(attempt):
                 ensemble.join(attempt, self._member())
-            case actions.Leave(attempt):
-                ensemble.leave(attempt)
+            case actions.Leave(attempt, led_with):
+                ensemble.leave(attempt, led_with)
+            case actions.ReadLedger():
+                ensemble.read_ledger()
+            case actions.Enter(node, version, lease_s):
+                ensemble.enter(node, version, lease_s)
             case actions.LookAt(node):
                 ensemble.look_at(node)
             case actions.Evict(node, version):
@@ -273,21 +279,22 @@ class Sidecar:
             hard=action.deadlines.hard,
         )
 
-    def _place(self, node: str) -> None:
+    def _place(self, node: str, *, led: bool) -> None:
         znode = self._ensemble.znode(node)
-        error = self._directory.write_note(znode)
+        error = self._directory.write_note(znode, led=led)
         if error is not None:
             self._log.say("warning", "note", f"cannot note the znode in the runtime directory: {error}")
         note = str(self._directory.note)
-        self._link.tell(do="place", znode=znode, access=self._config.access.to_json(), note=note)
+        self._link.tell(do="place", znode=znode, led=led, access=self._config.access.to_json(), note=note)
 
     def _tell_systemd(self) -> None:
         phase = self._state.phase
         status = f"{phase.value}, epoch {self._state.term.epoch}" if self._state.term is not None else phase.value
         news = {"STATUS": status}
-        if phase in {term.Phase.STANDBY, term.Phase.LEADING, term.Phase.PAUSED}:
+        in_line = self._state.node is not None
+        if in_line and phase in {term.Phase.STANDBY, term.Phase.LEADING, term.Phase.PAUSED}:
             news["READY"] = "1"
-        if phase is term.Phase.CLOSING:
+        if self._state.exit_code is not None:  # also while the child is still being stopped
             news["STOPPING"] = "1"
         self._notifier.tell(**news)
         if self._notifier.watchdog_every_s is not None and clock.now() >= self._watchdog_at:
@@ -328,15 +335,16 @@ def main() -> int:
         return error.exit_code
     log = Log(config.id, config.log_format, config.log_level)
     dev_pid = order["dev_pid"]
+    code = EXIT_BUG
     try:
         if dev_pid is not None:
             text = (
                 f"started a ZooKeeper for development, pid {dev_pid}: not for production; it stays until it is killed"
             )
             log.say("warning", "dev", text)
-        return Sidecar(config, order["command"], directory, log, lambda pid: pid == dev_pid).run()
+        code = Sidecar(config, order["command"], directory, log, lambda pid: pid == dev_pid).run()
     except Exception:  # noqa: BLE001: the guard ends the child when we are gone
         log.bug("a bug in zkbeat: please report it with these lines")
-        return EXIT_BUG
-    finally:
-        log.flush(FLUSH_WITHIN_S)
+    if not log.flush(FLUSH_WITHIN_S):
+        os._exit(code)  # the thread that is stuck in its write holds a lock that Python's exit waits for
+    return code

@@ -16,15 +16,15 @@ from tests.support.waiting import wait_until
 from zkbeat import clock
 from zkbeat.access import Access
 from zkbeat.core import events
-from zkbeat.core.record import Control, Member, Term
+from zkbeat.core.record import Control, Ledger, Member, Term
 from zkbeat.dev import Server
-from zkbeat.ensemble import Ensemble, plain_client, stop_within
+from zkbeat.ensemble import Ensemble, LeftBehind, plain_client, retire, stop_within
 
 ME = Member(id="me", host="here", pid=1, version="0", digest="d", since=1.0)
 
 
 @contextlib.contextmanager
-def _opened(hosts: str, root: str, left_behind: str | None = None, timeout_s: float = 4.0) -> Iterator[tuple]:
+def _opened(hosts: str, root: str, left_behind: LeftBehind | None = None, timeout_s: float = 4.0) -> Iterator[tuple]:
     posted = Posted()
     ensemble = Ensemble(Access(hosts, session_timeout_s=timeout_s), root, "e", posted, left_behind)
     ensemble.open()
@@ -76,7 +76,7 @@ def test_epochs_grow_from_term_to_term(zk_hosts, zk_root):
             elected = _elected(ensemble, posted, attempt)
             ensemble.renew(elected.node, clock.now(), ME)
             epochs.append(posted.next(events.Renewed).epoch)
-            ensemble.leave(attempt)
+            ensemble.leave(attempt, None)
             assert posted.next(events.ElectionEnded).error is None
     assert epochs == sorted(set(epochs))
 
@@ -163,10 +163,10 @@ def test_leaving_the_line_removes_the_znode_before_it_is_reported(zk_hosts, zk_r
         leader = _elected(first, of_first)
         second.join(1, ME)
         waiting = of_second.next(events.Queued)
-        second.leave(1)
+        second.leave(1, None)
         of_second.next(events.ElectionEnded)
         assert zk_client.exists(second.znode(waiting.node)) is None
-        first.leave(1)
+        first.leave(1, None)
         of_first.next(events.ElectionEnded)
         assert zk_client.exists(first.znode(leader.node)) is None
 
@@ -176,8 +176,8 @@ def test_an_attempt_that_was_left_is_never_elected(zk_hosts, zk_root):
         _elected(first, of_first)
         second.join(1, ME)
         of_second.next(events.Queued)
-        second.leave(1)
-        first.leave(1)
+        second.leave(1, None)
+        first.leave(1, None)
         of_second.next(events.ElectionEnded)
         assert not [event for event in of_second.all if isinstance(event, events.Elected)]
 
@@ -197,9 +197,61 @@ def test_a_deleted_election_path_heals_and_somebody_is_elected(zk_hosts, zk_root
 def test_what_an_earlier_life_left_behind_is_deleted_before_joining(zk_hosts, zk_root, zk_client):
     zk_client.ensure_path(f"{zk_root}/e/election")
     ghost = zk_client.create(f"{zk_root}/e/election/x__lock__", sequence=True)
-    with _opened(zk_hosts, zk_root, left_behind=ghost) as (ensemble, posted, _):
+    with _opened(zk_hosts, zk_root, left_behind=LeftBehind(ghost, led=False)) as (ensemble, posted, _):
         _elected(ensemble, posted)
         assert zk_client.exists(ghost) is None
+
+
+def test_the_ledger_is_entered_at_the_version_read_and_says_when_the_child_is_dead(zk_hosts, zk_root):
+    with _opened(zk_hosts, zk_root) as (ensemble, posted, _):
+        elected = _elected(ensemble, posted)
+        ensemble.read_ledger()
+        read = posted.next(events.LedgerRead)
+        assert read.ledger is None
+        ensemble.enter(elected.node, read.version, 2.5)
+        assert posted.next(events.Entered).ok
+        ensemble.read_ledger()
+        assert posted.next(events.LedgerRead).ledger == Ledger(led=elected.node, lease=2.5, left=False)
+        ensemble.enter(elected.node, read.version, 2.5)
+        assert not posted.next(events.Entered).ok
+        ensemble.leave(1, elected.node)
+        posted.next(events.ElectionEnded)
+        assert events.LedgerTouched() in posted.all
+        ensemble.read_ledger()
+        assert posted.next(events.LedgerRead).ledger == Ledger(led=elected.node, lease=2.5, left=True)
+
+
+def test_who_has_lost_the_znode_cannot_enter_the_ledger(zk_hosts, zk_root, zk_client):
+    with _opened(zk_hosts, zk_root) as (ensemble, posted, _):
+        elected = _elected(ensemble, posted)
+        ensemble.read_ledger()
+        read = posted.next(events.LedgerRead)
+        zk_client.delete(ensemble.znode(elected.node))
+        ensemble.enter(elected.node, read.version, 2.5)
+        assert not posted.next(events.Entered).ok
+        assert zk_client.get(f"{zk_root}/e/ledger")[0] == b""
+
+
+@pytest.mark.parametrize(
+    ("led", "before", "after_left"),
+    [
+        pytest.param(True, Ledger(led="x__lock__0000000000", lease=1.0), True, id="it led"),
+        pytest.param(True, Ledger(led="other", lease=1.0), False, id="somebody else has led since"),
+        pytest.param(False, Ledger(led="other", lease=1.0), False, id="it only stood in line"),
+        pytest.param(True, None, True, id="it led, and the ledger was wiped"),
+        pytest.param(False, None, None, id="it only stood in line, and the ledger was wiped"),
+    ],
+)
+def test_what_is_left_behind_is_certified_only_if_it_led_last(zk_root, zk_client, led, before, after_left):
+    node, ledger = "x__lock__0000000000", f"{zk_root}/e/ledger"
+    zk_client.ensure_path(f"{zk_root}/e/election")
+    zk_client.create(f"{zk_root}/e/election/{node}")
+    zk_client.create(ledger, before.encode() if before else b"")
+    retire(zk_client, LeftBehind(f"{zk_root}/e/election/{node}", led=led))
+    retire(zk_client, LeftBehind(f"{zk_root}/e/election/{node}", led=led))
+    after = Ledger.decode(zk_client.get(ledger)[0])
+    assert (after.left if after else None) == after_left
+    assert zk_client.get_children(f"{zk_root}/e/election") == []
 
 
 def test_control_is_read_and_watched(zk_hosts, zk_root, zk_client):

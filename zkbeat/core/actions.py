@@ -17,6 +17,8 @@ class Rival:
     version: int | None = None
     member: Member | None = None
     seen_at: float | None = None
+    dead_at: float | None = None
+    """When its child is certainly dead, if it is not seen to renew."""
     evict_at: float | None = None
 
 
@@ -29,9 +31,13 @@ class Join:
 
 @dataclass(frozen=True)
 class Leave:
-    """End that attempt: leave the line, or end the leader function so that kazoo releases the leadership."""
+    """End that attempt: leave the line, or end the leader function so that kazoo releases the leadership.
+
+    `led`: our znode, if this node stands in the ledger with it; its child is dead, and the ledger is to say so.
+    """
 
     attempt: int
+    led: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,30 @@ class Renew:
 
 
 @dataclass(frozen=True)
+class ReadLedger:
+    """Read the ledger and watch it."""
+
+
+@dataclass(frozen=True)
+class Enter:
+    """Write into the ledger that this node leads, if the ledger is still at this version and our znode exists."""
+
+    node: str
+    version: int
+    lease_s: float
+
+
+@dataclass(frozen=True)
 class ReadControl:
     """Read the control znode and watch it."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Tell the guard, and note on disk, which znode is ours."""
+    """Tell the guard, and note on disk, which znode is ours, and whether it stands in the ledger."""
 
     node: str
+    led: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,6 +177,8 @@ Action = (
     | LookAt
     | Evict
     | Renew
+    | ReadLedger
+    | Enter
     | ReadControl
     | Place
     | SpawnGuard

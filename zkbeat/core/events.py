@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zkbeat.core.record import Control, Member
+from zkbeat.core.record import Control, Ledger, Member
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,27 @@ class RenewalFailed:
 
 
 @dataclass(frozen=True)
+class LedgerTouched:
+    """The ledger has changed, or its watch was lost."""
+
+
+@dataclass(frozen=True)
+class LedgerRead:
+    """What the ledger says; None: nothing, or nothing to be understood."""
+
+    ledger: Ledger | None
+    version: int
+
+
+@dataclass(frozen=True)
+class Entered:
+    """Whether this node stands in the ledger as the leader."""
+
+    node: str
+    ok: bool
+
+
+@dataclass(frozen=True)
 class ControlTouched:
     """The control znode has changed, or its watch was lost."""
 
@@ -190,6 +211,9 @@ Event = (
     | ElectionEnded
     | Renewed
     | RenewalFailed
+    | LedgerTouched
+    | LedgerRead
+    | Entered
     | ControlTouched
     | ControlRead
     | GuardReady

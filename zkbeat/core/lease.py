@@ -15,16 +15,21 @@ n-th *acknowledged* renewal, a quorum write, was sent.
    every `tick/2`; only a reconnect is announced at once. A write that was acknowledged proves no more than that the
    follower was still part of the quorum then, so that every report due before `s(n)` had arrived.
 3. The last report before `s(n)` was at most `tick/2` old and named the session if it had been active since the report
-   before it; else an earlier report did, at or after that earlier activity. With renewals at least every `L/4` the
-   quorum's leader has therefore heard of the session at or after `s(n) - max(L/4, tick/2)`.
-4. A default server grants no `T < 2 tick`, so `tick/2 <= T/4`, and `L <= 2T/3` makes `L/4 <= T/6`. Hence the session
-   cannot expire before `s(n) + 3T/4`, and a child that is dead at `s(n) + L` is dead `T/12` before that.
-5. Where renewals did not keep their interval (slow replies, a link that stalled, one sent at once after another), a
-   report that fell into the gap between two activities `a < b` may have named nothing, and only `a` is certain to have
-   been heard of. For some tick there is such a report after the gap's `a` if the gap is longer than what came after it,
-   `b - a > s(n) - b`, and if it lies within the last `T/4`. The child must be dead `T/12` before `a + T` then.
-6. Two things stand in for a renewal as the `a` of point 5: a reconnect, which the follower announces to the quorum's
-   leader at once, and, before the first renewal of a term, kazoo's pings, one every `T/3` while this process runs.
+   before it; else an earlier report did, at or after that earlier activity.
+4. A default server grants no `T < 2 tick`, so `tick/2 <= T/4`: a session that was active between any two reports was
+   heard of at or after `s(n) - T/4`. It cannot expire before `s(n) + 3T/4`, and a child that is dead at `s(n) + L`,
+   `L <= 2T/3`, is dead `T/12` before that. What a report's way may vary by has to fit into that twelfth.
+5. Reports that fell between two activities `a` and `b` named nothing, and only `a` is certain to have been heard of. All
+   that is known of when `b` was received is that it was before it was answered, at `r(b)`. Let `p` be the last report
+   before `s(n)`, and the first that named the session be the `m`-th before that. Then `s(a) <= p - m tick/2`,
+   `p < r(b)` and `s(n) < p + tick/2`, so it was heard of after `s(n) - (m + 1) tick/2`, where `tick/2` is more than
+   `s(n) - r(b)` and at most `T/4` and `(r(b) - s(a)) / m`. The child must be dead `T/12` before the earliest expiry that
+   any `m` allows. With two renewals within each `T/4` and prompt answers that is never earlier than by point 4; at the
+   `L/4` that point 4 asks for, one slow answer or one late timer would cost `T/12`.
+6. Two things stand in for a renewal. A reconnect is announced to the quorum's leader at once, so it is an `a`. Before the
+   first renewal of a term there were kazoo's pings, one every `T/3` while this process runs and its connection works:
+   one of them is the `a` before that renewal, and by point 5, between any two of them, the session was heard of after
+   `s(n) - T/2`.
 
 Eviction, a contender deleting the leader's znode before its session expires, does not rest on `T` at all: the evictor
 counts `L`, plus what two clocks may drift and a kill may take, from the instant when it *saw* the last renewal, which
@@ -35,6 +40,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MIN_SESSION_TIMEOUT_S = 2.0
 """Below this, T/12 is no longer a margin in which a kill is certain."""
@@ -63,6 +69,16 @@ class Deadlines:
     hard: float
 
 
+class Activity(NamedTuple):
+    """Something of the session's that a server has certainly received."""
+
+    sent_at: float
+    received_by: float
+    """When the answer was here: it was received before that."""
+    pinged: bool = False
+    """This is the earliest that kazoo's last ping can be, and more of them went before it."""
+
+
 @dataclass(frozen=True)
 class Lease:
     """A lease that keeps the inequality. Make one with `agree`."""
@@ -72,43 +88,63 @@ class Lease:
 
     @property
     def renew_every_s(self) -> float:
-        """The longest time between the sends of two renewals."""
-        return self.length_s / 4
+        """The longest time between the sends of two renewals, as long as answers are prompt.
+
+        Two of them, and what a timer is late, fit into `T/4` (point 5).
+        """
+        return min(self.length_s / 4, self.session_timeout_s / 9)
 
     @property
     def evict_after_s(self) -> float:
         """How long a contender must have seen no renewal before it may delete the leader's znode."""
         return evict_after_s(self.length_s)
 
-    def earliest_expiry(self, active: tuple[float, ...]) -> float:
-        """Before this instant ZooKeeper cannot have given the leadership away (points 4 and 5).
+    def earliest_expiry(self, active: tuple[Activity, ...]) -> float:
+        """Before this instant ZooKeeper cannot have given the leadership away (points 4 to 6).
 
-        `active`: the session's activities that were certainly received, oldest first, as `remember` keeps them; the last
-        one is the send of the last acknowledged renewal.
+        `active`: oldest first, as `remember` keeps them; the last one is the last acknowledged renewal.
         """
-        last = active[-1]
+        last = active[-1].sent_at
         recent = last - self.session_timeout_s / 4
-        gaps = zip(active, active[1:])  # noqa: B905, RUF007: pairs, on Python 3.10 too
-        heard = min([recent, *(a for a, b in gaps if b > recent and b - a > last - b)])
+        heard = recent
+        for a, b in zip(active, active[1:]):  # noqa: B905, RUF007: pairs, on Python 3.10 too
+            heard = min(heard, self._heard_of(a, b, last))
+            if a.pinged and b.sent_at > recent:
+                heard = min(heard, last - self.session_timeout_s / 2)
         return heard + self.session_timeout_s
 
-    def remember(self, active: tuple[float, ...], sent_at: float, connected_at: float) -> tuple[float, ...]:
+    def _heard_of(self, a: Activity, b: Activity, last: float) -> float:
+        """When the quorum's leader had heard of us at the latest, if its last report before `last` came before `b` did."""
+        gap_s, since_s, longest_s = b.received_by - a.sent_at, last - b.received_by, self.session_timeout_s / 4
+        earliest = last
+        for reports in range(1, int(gap_s / longest_s) + 2):
+            apart_s = min(longest_s, gap_s / reports)
+            if apart_s > since_s:
+                earliest = min(earliest, last - (reports + 1) * apart_s)
+        return max(a.sent_at, earliest)
+
+    def remember(
+        self, active: tuple[Activity, ...], sent_at: float, received_by: float, connected_at: float
+    ) -> tuple[Activity, ...]:
         """Add an acknowledged renewal, and forget what no longer bears on `earliest_expiry`.
 
-        `connected_at`: an instant before the session's last connect was sent.
+        `received_by`: when the acknowledgment was here. `connected_at`: an instant before the session's last connect was
+        sent.
         """
         if not active:
-            active = (max(connected_at, sent_at - self.session_timeout_s / 3),)
-        elif connected_at > active[-1]:
-            active = (connected_at,)
-        known = (*active, sent_at)
-        older = sum(1 for at in known if at <= sent_at - self.session_timeout_s / 4)
+            pinged_at = sent_at - self.session_timeout_s / 3
+            at = max(connected_at, pinged_at)
+            active = (Activity(at, at, pinged=connected_at < pinged_at),)
+        elif connected_at > active[-1].sent_at:
+            active = (Activity(connected_at, connected_at),)
+        known = (*active, Activity(sent_at, received_by))
+        older = sum(1 for activity in known if activity.received_by <= sent_at - self.session_timeout_s / 4)
         return known[max(older - 1, 0) :]
 
-    def deadlines(self, active: tuple[float, ...]) -> Deadlines:
+    def deadlines(self, active: tuple[Activity, ...]) -> Deadlines:
         """When the child must be stopped if nothing is renewed after `active`."""
         hard = min(
-            active[-1] + self.length_s,
+            active[-1].sent_at + self.length_s,
             self.earliest_expiry(active) - self.session_timeout_s / 12,
         )
         return Deadlines(soft=hard - self.length_s / 4, hard=hard)

@@ -107,6 +107,24 @@ class Control(Record):
 
 
 @dataclass(frozen=True)
+class Ledger(Record):
+    """Who led last, in `ledger`: what a new leader must know before it starts anything.
+
+    A znode that is gone proves nothing about its owner's child: its session may have expired, which is late enough, but
+    somebody may also have deleted it.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("led", "lease")
+
+    led: str = ""
+    """The election znode of the last leader that may have started a child."""
+    lease: float = 0.0
+    """That leader's lease, in seconds."""
+    left: bool = False
+    """Its child is certainly dead."""
+
+
+@dataclass(frozen=True)
 class Term(Record):
     """One term, in `terms/`. Times are on the quorum leader's clock, as far as the writer knew its offset."""
 

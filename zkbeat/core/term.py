@@ -6,12 +6,14 @@ events and carry out the actions, in order.
 
 A term, from its events to its end:
 
-    Elected -> Renew, ReadControl -> Renewed -> StartChild -> ChildStarted -> (Renew -> Renewed -> ExtendLease)*
+    Elected -> Renew, ReadControl, ReadLedger -> Renewed -> Enter -> Entered -> StartChild -> ChildStarted -> (Renew -> Renewed -> ExtendLease)*
             -> StopChild or KillChild -> ChildDead -> Leave -> ElectionEnded -> Join ...
 
 The rules that the safety of the whole rests on, each in one place below:
 
 - the child is started only after a renewal of this very term was acknowledged, and before its soft deadline (`_lead`);
+- and only once the last leader's child is known to be dead: it said so in the ledger, or its lease has run out since it
+  was last seen to renew (`_ledger_read`); that its znode is gone is no proof, anybody may have deleted it;
 - deadlines count from the *send* of an acknowledged renewal, never from its reply (`Renewed`);
 - a renewal that was refused, or the loss of the session, kills at once; a lost connection alone does nothing;
 - once the soft deadline has passed the term is over, whatever arrives afterwards (`_keep_lease`);
@@ -29,6 +31,7 @@ from zkbeat.core.actions import (
     Action,
     AnswerGuard,
     Close,
+    Enter,
     Evict,
     ExtendLease,
     Join,
@@ -39,6 +42,7 @@ from zkbeat.core.actions import (
     NewSession,
     Place,
     ReadControl,
+    ReadLedger,
     Renew,
     Rival,
     Say,
@@ -58,10 +62,13 @@ from zkbeat.core.events import (
     Elected,
     ElectionEnded,
     Event,
+    Entered,
     EvictionTried,
     GuardConfirmed,
     GuardGone,
     GuardReady,
+    LedgerRead,
+    LedgerTouched,
     Lost,
     MemberSeen,
     Queued,
@@ -74,8 +81,8 @@ from zkbeat.core.events import (
     Time,
     Unreachable,
 )
-from zkbeat.core.lease import KILL_MARGIN_S, Deadlines, Lease, LeaseError, agree, evict_after_s
-from zkbeat.core.record import Control, Member
+from zkbeat.core.lease import KILL_MARGIN_S, Activity, Deadlines, Lease, LeaseError, agree, evict_after_s
+from zkbeat.core.record import Control, Ledger, Member
 
 LEAVE_WITHIN_S = 2.0
 """How long leaving the line, or closing the session, may take before it is given up for a fresh start or the exit."""
@@ -92,6 +99,9 @@ OFFSET_WARNED_S = 2.0
 
 RETRY_S = 0.25
 """How soon what failed on a live connection is tried again."""
+
+GUARD_STARTS_WITHIN_S = 10.0
+"""A guard that is not ready by then never will be; without one, a leader would lead for ever and run nothing."""
 
 EXIT_CONFIG = 78
 EXIT_NO_PERMISSION = 77
@@ -153,14 +163,24 @@ class Term:
     node: str
     elected_at: float
     epoch: int | None = None
-    active: tuple[float, ...] = ()
-    """The sends of the acknowledged renewals, as `Lease.remember` keeps them."""
+    active: tuple[Activity, ...] = ()
+    """The acknowledged renewals, as `Lease.remember` keeps them."""
     sent_at: float | None = None
     """The send of the renewal that is in flight, or of the last one."""
     in_flight: bool = False
     due_at: float = 0.0
     control: Control | None = None
     control_read: bool = False
+    ledger: Ledger | None = None
+    ledger_version: int | None = None
+    """None until it was read."""
+    proven: bool = False
+    """The last leader's child is certainly dead."""
+    wait_until: float | None = None
+    """When that will be so, if it is not yet."""
+    entering: bool = False
+    entered: bool = False
+    """This node stands in the ledger as the leader."""
     started_at: float | None = None
     ending: str | None = None
     """Why this term is to end; once set, it only ever ends."""
@@ -187,7 +207,8 @@ class State:
     head_checked: bool = False
     term: Term | None = None
     guard: Guard = Guard.NONE
-    guard_retry_at: float = 0.0
+    guard_due_at: float = 0.0
+    """When to start a guard; when the one that was started is to be ready."""
     unconfirmed_since: float | None = None
     """When the extension was sent to the guard that it has not confirmed yet."""
     child: Child = Child.NONE
@@ -240,8 +261,8 @@ def next_deadline(state: State) -> float | None:
         return None
     if not state.ever_connected and settings.connect_timeout_s is not None and state.exit_code is None:
         due.append(state.begun_at + settings.connect_timeout_s)
-    if state.guard is Guard.NONE and state.exit_code is None:
-        due.append(state.guard_retry_at)
+    if (state.guard is Guard.NONE and state.exit_code is None) or state.guard is Guard.STARTING:
+        due.append(state.guard_due_at)
     if state.back_off_until is not None and not state.contending:
         due.append(state.back_off_until)
     if state.leaving_since is not None:
@@ -250,6 +271,8 @@ def next_deadline(state: State) -> float | None:
         due.append(state.rival.evict_at)
     if _may_announce(state):
         due.append(state.announce_at)
+    if term is not None:
+        due.append(term.wait_until)
     if term is not None and state.connected and state.lease is not None:
         if not term.in_flight:
             due.append(term.due_at)
@@ -257,7 +280,7 @@ def next_deadline(state: State) -> float | None:
             due.append(term.sent_at + state.lease.length_s / 2)
     if state.child is not Child.NONE and state.guard is not Guard.KILLED:
         if state.child is Child.KILLED:
-            due.append((state.kill_at or 0.0) + KILL_MARGIN_S)
+            due.append((state.kill_at or 0.0) + KILL_MARGIN_S / 2)
         elif deadlines is not None:
             due += [deadlines.soft if term is None or term.ending is None else None, deadlines.hard, state.kill_at]
         if state.unconfirmed_since is not None and state.lease is not None:
@@ -303,13 +326,20 @@ def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR09
             return _renewed(state, event, now)
         case RenewalFailed():
             return _renewal_failed(state, event, now)
+        case LedgerTouched() if state.term is not None and state.connected and not state.term.entered:
+            return state, [ReadLedger()]
+        case LedgerRead() if state.term is not None and not state.term.entered:
+            return _ledger_read(state, state.term, event, now)
+        case Entered() if state.term is not None and state.term.node == event.node:
+            return _entered(state, state.term, ok=event.ok)
         case ControlTouched() if state.term is not None and state.connected:
             return state, [ReadControl()]
         case ControlRead(control) if state.term is not None:
             return _control_read(state, state.term, control, now)
         case GuardReady() if state.guard is Guard.STARTING:
+            led = state.term is not None and state.term.entered
             ready = replace(state, guard=Guard.READY)
-            return ready, [Place(state.node)] if state.node is not None else []
+            return ready, [Place(state.node, led=led)] if state.node is not None else []
         case GuardConfirmed():
             return replace(state, unconfirmed_since=None), []
         case GuardGone():
@@ -322,6 +352,8 @@ def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR09
             return _stop_requested(state, why, hurry=hurry, now=now)
         case StepDownRequested(why):
             return _step_down(state, why, now)
+        case Time():
+            return _doubt_guard(state, now)
     return state, []
 
 
@@ -355,8 +387,8 @@ def _connected(state: State, event: Connected, now: float) -> Step:
     state = replace(state, connected=True, ever_connected=True, connected_at=event.sent_at)
     if state.term is not None:
         # What was in flight may never be answered. The control's watch is lost as well.
-        state = replace(state, term=replace(state.term, in_flight=False, due_at=now))
-        actions.append(ReadControl())
+        state = replace(state, term=replace(state.term, in_flight=False, due_at=now, entering=False))
+        actions += [ReadControl(), ReadLedger()]
     return state, actions
 
 
@@ -419,10 +451,10 @@ def _member_seen(state: State, event: MemberSeen, now: float) -> Step:
     rival = state.rival
     if rival is None or rival.node != event.node or rival.version == event.version or state.lease is None:
         return state, actions
-    evict_at = None
+    dead_at = None
     if member is not None:
-        evict_at = now + max(state.lease.evict_after_s, evict_after_s(member.lease or 0.0))
-    rival = replace(rival, version=event.version, member=member, seen_at=now, evict_at=evict_at)
+        dead_at = now + max(state.lease.evict_after_s, evict_after_s(member.lease or 0.0))
+    rival = replace(rival, version=event.version, member=member, seen_at=now, dead_at=dead_at, evict_at=dead_at)
     return replace(state, rival=rival), actions
 
 
@@ -458,7 +490,7 @@ def _elected(state: State, attempt: int, node: str, now: float) -> Step:
         return state, [Leave(attempt)]
     term = Term(node=node, elected_at=now, due_at=now)
     state = replace(state, term=term, node=node, rival=None, back_off_until=None)
-    return state, [Place(node), ReadControl()]
+    return state, [Place(node), ReadControl(), ReadLedger()]
 
 
 def _election_ended(state: State, error: str | None, now: float) -> Step:
@@ -488,9 +520,12 @@ def _renewed(state: State, event: Renewed, now: float) -> Step:
     if event.owner != state.session or term.epoch not in {None, event.epoch}:
         state, more = _end_term(state, "the election znode belongs to another session", kill_at=now, now=now)
         return state, actions + more
-    if term.active and event.sent_at <= term.active[-1]:
-        return state, actions  # a late answer to an earlier renewal
-    term = replace(term, epoch=event.epoch, active=lease.remember(term.active, event.sent_at, state.connected_at))
+    if event.sent_at < (term.active[-1].sent_at if term.active else term.elected_at):
+        return state, actions  # a late answer to an earlier renewal, or to what was written before the election
+    if term.active and not term.control_read:
+        actions.append(ReadControl())  # the first answer is lost: without it nothing is started
+    active = lease.remember(term.active, event.sent_at, now, state.connected_at)
+    term = replace(term, epoch=event.epoch, active=active)
     if event.sent_at == term.sent_at:
         term = replace(term, in_flight=False, due_at=event.sent_at + lease.renew_every_s)
     overdue = state.child is not Child.NONE and state.deadlines is not None and now >= state.deadlines.soft
@@ -537,6 +572,38 @@ def _renewal_failed(state: State, event: RenewalFailed, now: float) -> Step:
     return state, []
 
 
+# the ledger
+
+
+def _ledger_read(state: State, term: Term, event: LedgerRead, now: float) -> Step:
+    """Find out whether the last leader's child is dead, or how long it may still live."""
+    ledger, last, lease = event.ledger, state.took_over_from, state.lease
+    term = replace(term, ledger=ledger, ledger_version=event.version, entering=False)
+    actions: list[Action] = []
+    if term.proven or (ledger is not None and (ledger.left or ledger.led == term.node)):
+        return replace(state, term=replace(term, proven=True, wait_until=None)), []
+    if ledger is not None and last is not None and last.node == ledger.led and last.dead_at is not None:
+        wait_until = last.dead_at
+    elif term.wait_until is not None:
+        wait_until = term.wait_until
+    else:
+        # Nobody knows when it was last renewed: reckon that it was just now.
+        wait_until = now + evict_after_s(max(ledger.lease if ledger else 0.0, lease.length_s if lease else 0.0))
+    if wait_until > now and term.wait_until is None:
+        left_s = wait_until - now
+        why = "the last leader may still run its command"
+        if ledger is None:
+            why = "this election is new, or its znodes were deleted under a leader that may still run"
+        message = f"elected, waiting up to {left_s:.2f} s: {why}"
+        actions.append(Say("info", "waiting", message, {"wait_s": round(left_s, 3)}))
+    return replace(state, term=replace(term, wait_until=wait_until)), actions
+
+
+def _entered(state: State, term: Term, *, ok: bool) -> Step:
+    state = replace(state, term=replace(term, entering=False, entered=ok or term.entered))
+    return state, [Place(term.node, led=True)] if ok else [ReadLedger()]
+
+
 # control
 
 
@@ -546,8 +613,6 @@ def _control_read(state: State, term: Term, control: Control | None, now: float)
     state = replace(state, term=replace(term, control=control, control_read=True))
     if control is None:
         return state, []
-    if control.step_down is not None and control.step_down == term.epoch and term.ending is None:
-        return _step_down(state, f"asked to step down by {control.by or 'an operator'}", now)
     actions: list[Action] = []
     if control.paused and (first or not was_paused):
         reason = f": {control.reason}" if control.reason else ""
@@ -590,7 +655,7 @@ def _stop_requested(state: State, why: str, *, hurry: bool, now: float) -> Step:
 
 def _guard_gone(state: State, now: float) -> Step:
     expected = state.guard is Guard.KILLED
-    state = replace(state, guard=Guard.NONE, unconfirmed_since=None, guard_retry_at=now + RETRY_S)
+    state = replace(state, guard=Guard.NONE, unconfirmed_since=None, guard_due_at=now + RETRY_S)
     if state.child is Child.NONE:
         return state, [Say("warning", "guard-gone", "the guard ended: starting another")]
     actions: list[Action] = []
@@ -643,7 +708,7 @@ def _child_dead(state: State, event: ChildDead, now: float) -> Step:
         why = state.stopped_for or "the lease ran out"
     lived_s = now - term.started_at if term is not None and term.started_at is not None else 0.0
     state = replace(state, child=Child.NONE, pid=None, kill_at=None, stopped_for=None, unconfirmed_since=None)
-    state = replace(state, guard=Guard.NONE, guard_retry_at=now)
+    state = replace(state, guard=Guard.NONE, guard_due_at=now)
     level = "error" if by_itself else "info"
     actions: list[Action] = [
         AnswerGuard(),
@@ -701,7 +766,7 @@ def _end_term(state: State, why: str, kill_at: float, now: float) -> Step:
 
 def _settle(state: State, now: float) -> Step:
     actions: list[Action] = []
-    for rule in (_keep_guard, _keep_lease, _lead, _leave, _evict, _announce, _contend, _close):
+    for rule in (_keep_guard, _obey, _keep_lease, _wait, _lead, _leave, _evict, _announce, _contend, _close):
         state, more = rule(state, now)
         actions += more
     return state, actions
@@ -709,9 +774,19 @@ def _settle(state: State, now: float) -> Step:
 
 def _keep_guard(state: State, now: float) -> Step:
     """A guard is ready before there is anything to guard."""
-    if state.guard is Guard.NONE and state.exit_code is None and now >= state.guard_retry_at:
-        return replace(state, guard=Guard.STARTING), [SpawnGuard()]
+    if state.guard is Guard.NONE and state.exit_code is None and now >= state.guard_due_at:
+        return replace(state, guard=Guard.STARTING, guard_due_at=now + GUARD_STARTS_WITHIN_S), [SpawnGuard()]
     return state, []
+
+
+def _obey(state: State, now: float) -> Step:
+    """Step down if this very term is asked to; the request may have been read before our epoch was known."""
+    term = state.term
+    if term is None or term.epoch is None or term.ending is not None or term.control is None:
+        return state, []
+    if term.control.step_down != term.epoch:
+        return state, []
+    return _step_down(state, f"asked to step down by {term.control.by or 'an operator'}", now)
 
 
 def _keep_lease(state: State, now: float) -> Step:
@@ -730,28 +805,46 @@ def _keep_lease(state: State, now: float) -> Step:
 
 
 def _keep_deadlines(state: State, now: float) -> Step:
-    """Stop what is overdue; get rid of a guard that does not."""
+    """Stop what is overdue."""
     actions: list[Action] = []
-    if state.child is Child.NONE or state.guard is Guard.KILLED:
-        return state, actions
     deadlines = state.deadlines
-    if state.child is not Child.KILLED and deadlines is not None:
-        if now >= deadlines.soft:
-            state, actions = _end_term(state, "the lease ran out", kill_at=deadlines.hard, now=now)
-        if state.child is Child.STOPPING and state.kill_at is not None and now >= state.kill_at:
-            state, more = _stop_child(state, "", now, now)
-            actions += more
-    silent = (
-        state.unconfirmed_since is not None
-        and state.lease is not None
-        and now >= state.unconfirmed_since + state.lease.length_s / 4
-    )
-    late = state.child is Child.KILLED and now >= (state.kill_at or 0.0) + KILL_MARGIN_S
-    if silent or late:
-        state = replace(state, guard=Guard.KILLED)
-        message = "the guard does not answer: killing it, and the child with it"
-        actions += [Say("error", "guard-stuck", message), KillGuard()]
+    if state.child in {Child.NONE, Child.KILLED} or state.guard is Guard.KILLED or deadlines is None:
+        return state, actions
+    if now >= deadlines.soft:
+        state, actions = _end_term(state, "the lease ran out", kill_at=deadlines.hard, now=now)
+    if state.child is Child.STOPPING and state.kill_at is not None and now >= state.kill_at:
+        state, more = _stop_child(state, "", now, now)
+        actions += more
     return state, actions
+
+
+def _doubt_guard(state: State, now: float) -> Step:
+    """Get rid of a guard that does not do its duty.
+
+    Decided only when time has passed, so after all that has happened by then was told: of a loop that was held up itself,
+    the guard's word may be waiting behind other events.
+    """
+    stuck = state.guard is Guard.STARTING and now >= state.guard_due_at
+    if state.child is not Child.NONE and state.guard is not Guard.KILLED:
+        stuck |= (
+            state.unconfirmed_since is not None
+            and state.lease is not None
+            and now >= state.unconfirmed_since + state.lease.length_s / 4
+        )
+        # Half of what a kill may take is left for this way.
+        stuck |= state.child is Child.KILLED and now >= (state.kill_at or 0.0) + KILL_MARGIN_S / 2
+    if not stuck:
+        return state, []
+    message = "the guard does not answer: killing it, and the child with it"
+    return replace(state, guard=Guard.KILLED), [Say("error", "guard-stuck", message), KillGuard()]
+
+
+def _wait(state: State, now: float) -> Step:
+    """Know the last leader's child to be dead once its lease has certainly run out."""
+    term = state.term
+    if term is None or term.wait_until is None or now < term.wait_until:
+        return state, []
+    return replace(state, term=replace(term, proven=True, wait_until=None)), []
 
 
 def _lead(state: State, now: float) -> Step:
@@ -763,6 +856,13 @@ def _lead(state: State, now: float) -> Step:
     may = state.child is Child.NONE and state.guard is Guard.READY and term.control_read and not paused
     if not may or now >= deadlines.soft or not state.connected:
         return state, []
+    if not term.entered:
+        lease = state.lease
+        if not term.proven or term.entering or term.ledger_version is None or lease is None:
+            return state, []
+        return replace(state, term=replace(term, entering=True)), [
+            Enter(term.node, term.ledger_version, lease.length_s)
+        ]
     state = replace(state, child=Child.STARTING, guard=Guard.HOLDING)
     return state, [StartChild(term.epoch, term.node, deadlines)]
 
@@ -780,7 +880,7 @@ def _leave(state: State, now: float) -> Step:
         state = replace(state, term=None, took_over_from=None)
         if state.contending and state.leaving_since is None:
             state = replace(state, leaving_since=now)
-            actions.append(Leave(state.attempt))
+            actions.append(Leave(state.attempt, led=term.node if term.entered or term.entering else None))
     if state.exit_code is not None and state.term is None and state.contending and state.leaving_since is None:
         state = replace(state, leaving_since=now)
         actions.append(Leave(state.attempt))
