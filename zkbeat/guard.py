@@ -232,7 +232,10 @@ class Guard:
 
     def _sweep(self) -> bool:
         """Kill the child's group and every descendant; return whether any was left."""
-        group_left = self._child is not None and processes.kill_group(self._child, signal.SIGKILL)
+        group_left = False
+        if self._child is not None and (self._code is None or not processes.LINUX):
+            # Not once it is reaped: its pid may be another's, and what is left of its group descends from us.
+            group_left = processes.kill_group(self._child, signal.SIGKILL)
         spared = self._removal.pid if self._removal is not None else None
         left = processes.descendants(os.getpid(), lambda pid: pid == spared)
         for pid in left:

@@ -33,6 +33,13 @@ class Link:
         self._sent = 0
         self.burying = False
 
+    def reap(self) -> None:
+        """Wait for all children of this process that have ended, the guard and what was re-parented to us."""
+        ended = processes.reap()
+        if self._guard is not None and self._guard.pid in ended:
+            self._guard.returncode = ended[self._guard.pid]
+            self._guard = None  # its pid may be another's from now on
+
     @property
     def socket(self) -> socket.socket | None:
         """What becomes readable when the guard has something to say, or is gone."""
@@ -125,22 +132,17 @@ class Link:
         if not self.burying:
             return
         self.kill()
-        left = False
-        if self._child is not None:
-            left = processes.kill_group(self._child, signal.SIGKILL) and not processes.LINUX
-        processes.reap()
+        self.reap()
+        left = self._guard is not None
+        if not processes.LINUX and self._child is not None:
+            left |= processes.kill_group(self._child, signal.SIGKILL)
         for pid in processes.descendants(os.getpid(), self._spare):
             processes.kill(pid, signal.SIGKILL)
             left = True
         if not left:
             self.burying = False
-            self._forget_guard()
+            self._child = None
             self._post(events.GuardGone())
-
-    def _forget_guard(self) -> None:
-        if self._guard is not None:
-            self._guard.returncode = 0  # reaped already, with everything else
-        self._guard = self._child = None
 
     def _close(self) -> None:
         if self._socket is not None:

@@ -185,7 +185,7 @@ class Sidecar:
     def _take_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGCHLD:
-            processes.reap()
+            self._link.reap()
         elif number == signal.SIGTERM:
             self._step(events.StopRequested(f"received {name}"))
         elif number == signal.SIGINT:

@@ -305,7 +305,7 @@ def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR09
         case Connected():
             return _connected(state, event, now)
         case Suspended():
-            return replace(state, connected=False), []
+            return _suspended(state, now)
         case Lost():
             return _lost(state, now)
         case Refused(code, message):
@@ -390,6 +390,16 @@ def _connected(state: State, event: Connected, now: float) -> Step:
         state = replace(state, term=replace(state.term, in_flight=False, due_at=now, entering=False))
         actions += [ReadControl(), ReadLedger()]
     return state, actions
+
+
+def _suspended(state: State, now: float) -> Step:
+    """Say so; nothing is stopped for it, but by the lease."""
+    if not state.connected:
+        return state, []
+    message, deadlines = "the connection to ZooKeeper is lost", state.deadlines
+    if state.child is not Child.NONE and deadlines is not None:
+        message += f": the child is stopped in {max(deadlines.soft - now, 0.0):.1f} s unless it comes back"
+    return replace(state, connected=False), [Say("warning", "suspended", message)]
 
 
 def _lost(state: State, now: float) -> Step:
