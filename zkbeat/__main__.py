@@ -1,7 +1,7 @@
 """The console script: finds out what was asked before it imports what that needs.
 
-`zkbeat [OPTIONS] -- COMMAND...` and `zkbeat SUBCOMMAND ...` share one command line. What stands behind the first `--` is
-never looked at, so a command may be called `health`.
+`zkbeat [OPTIONS] -- COMMAND...` and `zkbeat SUBCOMMAND ...` share one command line. What stands behind the first `--`
+is never looked at, so a command may be called `health`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+
+from zkbeat import start
 
 SUBCOMMANDS = ("health", "status", "step-down", "pause", "resume", "doctor", "demo")
 
@@ -40,6 +42,7 @@ def _open_standard_streams() -> None:
 def main() -> int:
     """Run zkbeat; return the exit code."""
     _open_standard_streams()
+    start.end_on_term_as_init()
     what, arguments, command = route(sys.argv[1:])
     if what == "health":
         from zkbeat import health

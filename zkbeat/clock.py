@@ -1,7 +1,7 @@
 """The only file that reads a clock or sets an alarm.
 
-Deadlines are on CLOCK_BOOTTIME: it never jumps, and unlike CLOCK_MONOTONIC it goes on while the machine is suspended, as
-the ZooKeeper ensemble does. The wall clock is for people and for offsets, never for a deadline.
+Deadlines are on CLOCK_BOOTTIME: it never jumps, and unlike CLOCK_MONOTONIC it goes on while the machine is suspended,
+as the ZooKeeper ensemble does. The wall clock is for people and for offsets, never for a deadline.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class _TimerSpec(ctypes.Structure):
 class Alarm:
     """A file descriptor that becomes readable at an instant of `now()`, at once after a suspend that passed over it.
 
-    The timeout of `select` and `poll` counts CLOCK_MONOTONIC, so a machine that slept through a deadline would serve the
-    rest of the wait after it woke up. Linux' timerfd does not have that fault; where there is none (macOS), `timeout_s`
-    is all there is. (`os.timerfd_create` exists from Python 3.13 on.)
+    The timeout of `select` and `poll` counts CLOCK_MONOTONIC, so a machine that slept through a deadline would serve
+    the rest of the wait after it woke up. Linux' timerfd does not have that fault; where there is none (macOS),
+    `timeout_s` is all there is. (`os.timerfd_create` exists from Python 3.13 on.)
     """
 
     _ABSOLUTE = 1

@@ -1,7 +1,7 @@
 """The user's choices: checked once, as a whole, before anything starts.
 
-Where a value comes from: a flag, else the environment (`ZKBEAT_...`), else the file given with --config (TOML, the flags'
-names without the dashes), else the default. Secrets come from the environment or the file only.
+Where a value comes from: a flag, else the environment (`ZKBEAT_...`), else the file given with --config (TOML, the
+flags' names without the dashes), else the default. Secrets come from the environment or the file only.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def read_file(path: Path, known: Iterable[str]) -> dict[str, Any]:
 
 def access_from(given: Mapping[str, Any], file: Mapping[str, Any], environment: Mapping[str, str]) -> Access:
     """Return how to reach the ensemble. Raises ConfigError."""
-    hosts = parse_hosts(given.get("hosts") or DEFAULT_HOSTS)
+    hosts = parse_hosts(DEFAULT_HOSTS if given.get("hosts") is None else given["hosts"])
     timeout_s = _seconds(given, "session_timeout", default=10.0)
     secrets = {name: _secret(name, file, environment) for name in SECRETS}
     scheme, user = given.get("auth_scheme"), given.get("auth_user")
@@ -190,7 +190,7 @@ def parse_hosts(hosts: str) -> str:
         host, port = split_host(server.strip())
         if not host or re.search(r"[\s\x00/@]", host):
             raise ConfigError(f"--hosts: cannot understand {server.strip()!r} in {hosts!r}; write host:port,host:port")
-        if not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004
+        if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:  # noqa: PLR2004
             raise ConfigError(f"--hosts: {port!r} is not a port, in {server.strip()!r}")
     if slash and ("//" in slash + chroot or "\0" in chroot or chroot.endswith("/")):
         raise ConfigError(f"--hosts: {slash + chroot!r} is not a path to work below")
@@ -247,7 +247,7 @@ def celery_app(command: Sequence[str]) -> str | None:
 def _is_celery(words: Sequence[str]) -> bool:
     if not words:
         return False
-    if os.path.basename(words[0]) == "celery":  # noqa: PTH119: a word of a command, not a path of ours
+    if os.path.basename(words[0]) == "celery":  # noqa: PTH119  # a word, not a path of ours
         return True
     runs_module = re.fullmatch(r"python[\d.]*", os.path.basename(words[0]))  # noqa: PTH119
     return bool(runs_module) and any(pair == ("-m", "celery") for pair in zip(words, words[1:]))  # noqa: B905, RUF007
@@ -273,9 +273,10 @@ def check_command(command: Sequence[str]) -> None:
     words = set(command)
     if "beat" in words and any(word == "--detach" or word.startswith("--detach=") for word in command):
         raise ConfigError(
-            "celery beat --detach leaves for the background, where nobody can stop it when the lease runs out: drop --detach"
+            "celery beat --detach leaves for the background, where nobody can stop it when the lease runs out: "
+            "drop --detach"
         )
-    if "worker" in words and any(word in {"--beat"} or re.fullmatch(r"-[A-Za-z]*B[A-Za-z]*", word) for word in command):
+    if "worker" in words and any(word in {"--beat"} or re.match("-[CDEq]*B", word) for word in command):
         raise ConfigError(
             "celery worker -B runs a beat inside a worker, and only one node would have a worker: "
             "run the workers by themselves, without -B, and `celery beat` under zkbeat"

@@ -17,8 +17,8 @@
 | `{"is": "extended", "n"}` | that extension is in force |
 | `{"is": "dead", "code", "overdue", "error"}` | the child and all it started are dead |
 
-It must never block: not on a sidecar that is stopped (the socket does not block, and what does not fit is dropped), nor on
-a child that does not die.
+It must never block: not on a sidecar that is stopped (the socket does not block, and what does not fit is dropped), nor
+on a child that does not die.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Guard:
     # the znode
 
     def _prepare_removal(self) -> None:
-        """Start the process that will delete the znode: importing kazoo and connecting take longer than a child's death."""
+        """Start the process that will delete the znode: its start takes longer than a child's death."""
         if self._place is None:
             return
         with contextlib.suppress(OSError):

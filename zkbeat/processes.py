@@ -52,7 +52,7 @@ class Leash:
         self._guard = os.getpid()
 
     def put_on(self) -> None:
-        """Bind the calling process, fresh from fork and the leader of a new group, to the process that made the leash."""
+        """Bind the calling process, fresh from fork and the leader of a new group, to this one, its parent."""
         if _libc is None:
             return
         _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -1,8 +1,8 @@
 """Deletes one election znode and ends: what a guard runs when its sidecar is gone.
 
 It is started while the child is still being stopped, imports and connects, and waits on its standard input for the word
-that everything is dead: only then may the znode go (S3). If the word does not come, because the guard was killed too, it
-deletes nothing.
+that everything is dead: only then may the znode go (S3). If the word does not come, because the guard was killed too,
+it deletes nothing.
 
 Only the znode's name is needed, since the name of a sequential znode never comes back: this cannot hit another term.
 """

@@ -39,7 +39,7 @@ def default_base() -> Path:
         return Path("/run/zkbeat")
     if "XDG_RUNTIME_DIR" in os.environ:
         return Path(os.environ["XDG_RUNTIME_DIR"]) / "zkbeat"
-    return Path(f"/tmp/zkbeat-{os.getuid()}")  # noqa: S108: checked to be ours, and private
+    return Path(f"/tmp/zkbeat-{os.getuid()}")  # noqa: S108  # checked to be ours, and private
 
 
 class RuntimeDirectory:

@@ -323,7 +323,7 @@ def _drain(fd: int) -> None:
 
 def main() -> int:
     """Run the sidecar that the command line has handed over to; `argv[1]` is the descriptor to read it from."""
-    with open(int(sys.argv[1]), "rb") as handed_over:  # noqa: PTH123: a descriptor
+    with open(int(sys.argv[1]), "rb") as handed_over:  # noqa: PTH123  # a descriptor
         order = json.loads(handed_over.read())
     config = Config.from_json(order["config"])
     directory = RuntimeDirectory(config.runtime_dir)
@@ -343,7 +343,7 @@ def main() -> int:
             )
             log.say("warning", "dev", text)
         code = Sidecar(config, order["command"], directory, log, lambda pid: pid == dev_pid).run()
-    except Exception:  # noqa: BLE001: the guard ends the child when we are gone
+    except Exception:  # noqa: BLE001  # the guard ends the child when we are gone
         log.bug("a bug in zkbeat: please report it with these lines")
     if not log.flush(FLUSH_WITHIN_S):
         os._exit(code)  # the thread that is stuck in its write holds a lock that Python's exit waits for

@@ -18,7 +18,7 @@ class Rival:
     member: Member | None = None
     seen_at: float | None = None
     dead_at: float | None = None
-    """When its child is certainly dead, if it is not seen to renew."""
+    """When it was evicted: its child is certainly dead by then."""
     evict_at: float | None = None
 
 

@@ -84,7 +84,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Answered:
-    """The sidecar has taken note that nothing runs: it is not hung, the znode is its own business, the guard may end."""
+    """The sidecar knows that nothing runs: it is not hung, the znode is its own business, the guard may end."""
 
 
 @dataclass(frozen=True)

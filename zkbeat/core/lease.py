@@ -107,7 +107,7 @@ class Lease:
         last = active[-1].sent_at
         recent = last - self.session_timeout_s / 4
         heard = recent
-        for a, b in zip(active, active[1:]):  # noqa: B905, RUF007: pairs, on Python 3.10 too
+        for a, b in zip(active, active[1:]):  # noqa: B905, RUF007
             heard = min(heard, self._heard_of(a, b, last))
             if a.pinged and b.sent_at > recent:
                 heard = min(heard, last - self.session_timeout_s / 2)

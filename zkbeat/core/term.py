@@ -331,7 +331,7 @@ def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR09
         case LedgerRead() if state.term is not None and not state.term.entered:
             return _ledger_read(state, state.term, event, now)
         case Entered() if state.term is not None and state.term.node == event.node:
-            return _entered(state, state.term, ok=event.ok)
+            return _entered(state, state.term, ok=event.ok, now=now)
         case ControlTouched() if state.term is not None and state.connected:
             return state, [ReadControl()]
         case ControlRead(control) if state.term is not None:
@@ -461,10 +461,10 @@ def _member_seen(state: State, event: MemberSeen, now: float) -> Step:
     rival = state.rival
     if rival is None or rival.node != event.node or rival.version == event.version or state.lease is None:
         return state, actions
-    dead_at = None
+    evict_at = None
     if member is not None:
-        dead_at = now + max(state.lease.evict_after_s, evict_after_s(member.lease or 0.0))
-    rival = replace(rival, version=event.version, member=member, seen_at=now, dead_at=dead_at, evict_at=dead_at)
+        evict_at = now + max(state.lease.evict_after_s, evict_after_s(member.lease or 0.0))
+    rival = replace(rival, version=event.version, member=member, seen_at=now, evict_at=evict_at)
     return replace(state, rival=rival), actions
 
 
@@ -486,9 +486,10 @@ def _check_head(state: State, member: Member | None, now: float) -> Step:
 
 def _eviction_tried(state: State, rival: Rival, *, deleted: bool, now: float) -> Step:
     # Not deleted: look again, and count anew from what is seen then.
-    state = replace(state, rival=replace(rival, evict_at=None if deleted else now + RETRY_S))
     if not deleted:
-        return state, [LookAt(rival.node)]
+        return replace(state, rival=replace(rival, evict_at=now + RETRY_S)), [LookAt(rival.node)]
+    # Only this proves it. A znode that went in another way may have been renewed since it was last seen.
+    state = replace(state, rival=replace(rival, evict_at=None, dead_at=now))
     who = rival.member.id if rival.member else rival.node
     waited_s = round(now - rival.seen_at, 3) if rival.seen_at is not None else None
     message = f"evicted {who}: no renewal seen for {waited_s} s, its lease has run out"
@@ -534,6 +535,8 @@ def _renewed(state: State, event: Renewed, now: float) -> Step:
         return state, actions  # a late answer to an earlier renewal, or to what was written before the election
     if term.active and not term.control_read:
         actions.append(ReadControl())  # the first answer is lost: without it nothing is started
+    if term.active and not term.entered and (term.ledger_version is None or term.entering):
+        actions.append(ReadLedger())
     active = lease.remember(term.active, event.sent_at, now, state.connected_at)
     term = replace(term, epoch=event.epoch, active=active)
     if event.sent_at == term.sent_at:
@@ -609,9 +612,12 @@ def _ledger_read(state: State, term: Term, event: LedgerRead, now: float) -> Ste
     return replace(state, term=replace(term, wait_until=wait_until)), actions
 
 
-def _entered(state: State, term: Term, *, ok: bool) -> Step:
-    state = replace(state, term=replace(term, entering=False, entered=ok or term.entered))
-    return state, [Place(term.node, led=True)] if ok else [ReadLedger()]
+def _entered(state: State, term: Term, *, ok: bool, now: float) -> Step:
+    if ok:
+        return replace(state, term=replace(term, entering=False, entered=True)), [Place(term.node, led=True)]
+    # The ledger has changed, which its watch tells, or our znode is gone, which a renewal does: not to be tried in a loop.
+    retry_at = min(term.due_at, now + RETRY_S)
+    return replace(state, term=replace(term, entering=False, ledger_version=None, due_at=retry_at)), []
 
 
 # control
