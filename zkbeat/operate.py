@@ -148,7 +148,8 @@ def _connected(access: Access, root: str, name: str | None) -> Iterator[_Path]:
 
 def _which(client: KazooClient, root: str, name: str | None) -> str:
     try:
-        names = sorted(client.get_children_async(root).get(timeout=CALL_WITHIN_S))
+        found = client.get_children_async(root).get(timeout=CALL_WITHIN_S)
+        names = sorted(child for child in found if not child.startswith(".doctor-"))  # what a doctor tries writing with
     except zk.NoNodeError:
         names = []
     if name is not None:

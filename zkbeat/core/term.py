@@ -205,6 +205,11 @@ class State:
     rival: Rival | None = None
     took_over_from: Rival | None = None
     head_checked: bool = False
+    queued_by: float | None = None
+    """When kazoo's thread must have told our place in the line: after it has joined, or the connection or the line changed.
+
+    None if nothing is to be told. A call of its that raced a reconnect may never return (kazoo has no timeout there).
+    """
     term: Term | None = None
     guard: Guard = Guard.NONE
     guard_due_at: float = 0.0
@@ -267,6 +272,8 @@ def next_deadline(state: State) -> float | None:
         due.append(state.back_off_until)
     if state.leaving_since is not None:
         due.append(state.leaving_since + LEAVE_WITHIN_S)
+    elif _awaits_place(state):
+        due.append(state.queued_by)
     if state.rival is not None and state.connected and state.leaving_since is None and state.exit_code is None:
         due.append(state.rival.evict_at)
     if _may_announce(state):
@@ -385,6 +392,7 @@ def _connected(state: State, event: Connected, now: float) -> Step:
     elif not state.connected:
         actions.append(Say("info", "reconnected", "reconnected within the session"))
     state = replace(state, connected=True, ever_connected=True, connected_at=event.sent_at)
+    state = replace(state, queued_by=now + _patience_s(state))
     if state.term is not None:
         # What was in flight may never be answered. The control's watch is lost as well.
         state = replace(state, term=replace(state.term, in_flight=False, due_at=now, entering=False))
@@ -449,7 +457,9 @@ def _queued(state: State, event: Queued, now: float) -> Step:
     if event.head is not None and (event.ahead == 1 or new):
         actions.append(LookAt(event.head))
     gone = state.rival if event.ahead == 0 else None
-    return replace(state, node=event.node, rival=rival, took_over_from=gone or state.took_over_from), actions
+    state = replace(state, node=event.node, rival=rival, took_over_from=gone or state.took_over_from)
+    # The head of the line is yet to be told that it is elected.
+    return replace(state, queued_by=now + _patience_s(state) if event.ahead == 0 else None), actions
 
 
 def _member_seen(state: State, event: MemberSeen, now: float) -> Step:
@@ -485,11 +495,12 @@ def _check_head(state: State, member: Member | None, now: float) -> Step:
 
 
 def _eviction_tried(state: State, rival: Rival, *, deleted: bool, now: float) -> Step:
-    # Not deleted: look again, and count anew from what is seen then.
+    # Not deleted: look again, and count anew from what is seen then. It may have been seen already, while this slow answer
+    # was on its way: so the next try is due when it was, and not sooner.
     if not deleted:
-        return replace(state, rival=replace(rival, evict_at=now + RETRY_S)), [LookAt(rival.node)]
+        return state, [LookAt(rival.node)]
     # Only this proves it. A znode that went in another way may have been renewed since it was last seen.
-    state = replace(state, rival=replace(rival, evict_at=None, dead_at=now))
+    state = replace(state, rival=replace(rival, evict_at=None, dead_at=now), queued_by=now + _patience_s(state))
     who = rival.member.id if rival.member else rival.node
     waited_s = round(now - rival.seen_at, 3) if rival.seen_at is not None else None
     message = f"evicted {who}: no renewal seen for {waited_s} s, its lease has run out"
@@ -500,7 +511,7 @@ def _elected(state: State, attempt: int, node: str, now: float) -> Step:
     if attempt != state.attempt or state.term is not None or state.leaving_since is not None or not state.contending:
         return state, [Leave(attempt)]
     term = Term(node=node, elected_at=now, due_at=now)
-    state = replace(state, term=term, node=node, rival=None, back_off_until=None)
+    state = replace(state, term=term, node=node, rival=None, back_off_until=None, queued_by=None)
     return state, [Place(node), ReadControl(), ReadLedger()]
 
 
@@ -733,10 +744,10 @@ def _child_dead(state: State, event: ChildDead, now: float) -> Step:
     if by_itself:
         state, more = _unasked_exit(state, code, why, lived_s, now)
         actions += more
-    if not (asked and term is not None and term.ending is None):  # else only paused
-        state, more = _end_term(state, why, kill_at=now, now=now)
-        actions += more
-    return state, actions
+    if asked and term is not None and term.ending is None:  # only paused: the term goes on, and its record is to say so
+        return replace(state, term=replace(term, due_at=now)), actions
+    state, more = _end_term(state, why, kill_at=now, now=now)
+    return state, actions + more
 
 
 def _unasked_exit(state: State, code: int | None, why: str, lived_s: float, now: float) -> Step:
@@ -900,6 +911,9 @@ def _leave(state: State, now: float) -> Step:
     if state.exit_code is not None and state.term is None and state.contending and state.leaving_since is None:
         state = replace(state, leaving_since=now)
         actions.append(Leave(state.attempt))
+    if _awaits_place(state) and state.queued_by is not None and now >= state.queued_by:
+        state = replace(state, leaving_since=now)
+        actions += [Say("warning", "no-place", "kazoo does not tell our place in the line"), Leave(state.attempt)]
     overdue = state.leaving_since is not None and now >= state.leaving_since + LEAVE_WITHIN_S
     if overdue and state.exit_code is None and state.child is Child.NONE:
         # Its thread is stuck in a call that is never answered. The session ends with its client, and takes the znode along.
@@ -917,6 +931,16 @@ def _evict(state: State, now: float) -> Step:
         return state, []
     state = replace(state, rival=replace(rival, evict_at=now + LEAVE_WITHIN_S))
     return state, [Evict(rival.node, rival.version)]
+
+
+def _patience_s(state: State) -> float:
+    """How long kazoo's thread may take: an ensemble that answers more slowly grants no lease either."""
+    return state.lease.session_timeout_s if state.lease is not None else LEAVE_WITHIN_S
+
+
+def _awaits_place(state: State) -> bool:
+    waits = state.contending and state.term is None and state.leaving_since is None
+    return waits and state.connected and state.exit_code is None and state.queued_by is not None
 
 
 def _may_announce(state: State) -> bool:
@@ -939,7 +963,8 @@ def _contend(state: State, now: float) -> Step:
     if not free or state.exit_code is not None or state.guard is not Guard.READY or state.back_off_until is not None:
         return state, []
     attempt = state.attempt + 1
-    return replace(state, attempt=attempt, contending=True, head_checked=False, node=None), [Join(attempt)]
+    state = replace(state, attempt=attempt, contending=True, head_checked=False, node=None)
+    return replace(state, queued_by=now + _patience_s(state)), [Join(attempt)]
 
 
 def _close(state: State, now: float) -> Step:
