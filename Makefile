@@ -61,7 +61,7 @@ bench: .venv/.dev
 
 .venv/.demo: pyproject.toml
 	@.ci/python >/dev/null 2>&1 || .ci/packages python3 python3-venv
-	@.ci/venv -e . 'celery[redis]'
+	@.ci/venv -e '.[demo]'
 	@touch $@
 
 .venv/.dev: pyproject.toml

@@ -200,9 +200,8 @@ def _become_sidecar(config: Config, command: list[str], dev_pid: int | None) -> 
     The configuration, which holds the secrets, goes through a file without a name.
     """
     handed_over = json.dumps({"config": config.to_json(), "command": command, "dev_pid": dev_pid}).encode()
-    with (
-        tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else open(os.memfd_create("zkbeat"), "w+b") as file
-    ):  # noqa: PTH123
+    nameless = os.fdopen(os.memfd_create("zkbeat"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+    with nameless as file:
         file.write(handed_over)
         file.seek(0)
         os.set_inheritable(file.fileno(), True)

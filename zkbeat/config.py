@@ -276,7 +276,7 @@ def check_command(command: Sequence[str]) -> None:
             "celery beat --detach leaves for the background, where nobody can stop it when the lease runs out: "
             "drop --detach"
         )
-    if "worker" in words and any(word in {"--beat"} or re.match("-[CDEq]*B", word) for word in command):
+    if "worker" in words and any(word == "--beat" or re.match("-[CDEq]*B", word) for word in command):
         raise ConfigError(
             "celery worker -B runs a beat inside a worker, and only one node would have a worker: "
             "run the workers by themselves, without -B, and `celery beat` under zkbeat"

@@ -417,7 +417,7 @@ def _check_needs() -> None:
         hint = "install it (Debian, Ubuntu: apt install redis-server; macOS: brew install redis)"
         raise _DemoError(f"the demo needs a Redis broker and there is no redis-server: {hint}", EXIT_UNAVAILABLE)
     if importlib.util.find_spec("redis") is None:
-        hint = "pip install 'celery[redis]'"
+        hint = "pip install 'zkbeat[demo]'"
         raise _DemoError(f"the demo needs Celery's Redis transport: {hint}", EXIT_UNAVAILABLE)
     try:
         dev.find_distribution()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import statistics
 import uuid
@@ -72,7 +73,7 @@ def _servers(access: Access, report: _Report) -> None:
 
 def _session(access: Access, timeout_s: float, lease_s: float | None, report: _Report) -> None:
     asked_s = access.session_timeout_s
-    if abs(timeout_s - asked_s) > 0.001:  # noqa: PLR2004
+    if not math.isclose(timeout_s, asked_s, abs_tol=0.001):
         todo = "ask for what it grants (--session-timeout), or change minSessionTimeout/maxSessionTimeout there"
         report.bad(f"session timeout: asked for {asked_s:g} s, granted {timeout_s:g} s", todo)
     try:

@@ -229,7 +229,9 @@ def describe(error: BaseException) -> str:
 class _Line(Lock):  # type: ignore[misc]
     """kazoo's Lock, which also tells our place in the line whenever it looks at it."""
 
-    def __init__(self, client: KazooClient, path: str, data: bytes, on_queued: Callable[[str, int, str | None], None]):
+    def __init__(
+        self, client: KazooClient, path: str, data: bytes, on_queued: Callable[[str, int, str | None], None]
+    ) -> None:
         super().__init__(client, path, data.decode())
         self._on_queued = on_queued
 
@@ -248,7 +250,7 @@ class _Attempt:
 
     def __init__(
         self, number: int, client: KazooClient, path: str, data: bytes, prepare: Callable[[], None], post: Post
-    ):
+    ) -> None:
         self._number = number
         self._path = path
         self._prepare = prepare
@@ -420,7 +422,7 @@ class Ensemble:
             return
         if client.chroot and client.exists("/") is None:
             raise _MissingChrootError(
-                f"the path {client.chroot}, given with the hosts, does not exist in ZooKeeper: create it, or leave it out"
+                f"the path {client.chroot}, given with the hosts, is not in ZooKeeper: create it, or leave it out"
             )
         for path in (self._election_path, f"{self._base}/terms", f"{self._base}/control", f"{self._base}/ledger"):
             client.ensure_path(path)

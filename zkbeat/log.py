@@ -69,7 +69,7 @@ class Log:
 
     def bug(self, message: str) -> None:
         """Write what nobody expected, with its traceback."""
-        self._logger.exception(message, extra={"event": "bug", "fields": {}})
+        self._logger.exception(message, extra={"event": "bug", "fields": {}})  # noqa: LOG004  # called by handlers
 
     def flush(self, within_s: float) -> bool:
         """Write what is waiting; say whether the reader took it in time. If not, Python's own exit would hang on it."""

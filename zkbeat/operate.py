@@ -320,7 +320,8 @@ def step_down(access: Access, root: str, name: str | None, *, wait: bool) -> int
         with _connected(access, root, name) as path:
             leader = path.look().leader
             if leader is None or leader.member is None:
-                raise OperatorError(f"nobody leads {path.name}", EXIT_NO_LEADER)
+                print(f"zkbeat: nobody leads {path.name}", file=sys.stderr)
+                return EXIT_NO_LEADER
             path.change_control(step_down=leader.epoch, by=_operator())
             print(f"asked {leader.member.id} to step down (epoch {leader.epoch})")
             return _await_another(path, leader.epoch) if wait else 0

@@ -86,7 +86,7 @@ class RuntimeDirectory:
             raise RuntimeDirectoryError(f"the runtime directory {self.path} is not a directory")
         if found.st_uid != os.geteuid():
             raise RuntimeDirectoryError(
-                f"the runtime directory {self.path} belongs to another user (uid {found.st_uid}): choose one of your own"
+                f"the runtime directory {self.path} belongs to another user (uid {found.st_uid}): choose your own"
             )
         try:
             self.path.chmod(0o700)

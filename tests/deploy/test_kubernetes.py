@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.deploy.lives import Lives, end, family, hold_first_election
+from tests.support.lives import Lives, end, family, hold_first_election
 from tests.support.waiting import wait_until
 from zkbeat import config, health
 from zkbeat.__main__ import route

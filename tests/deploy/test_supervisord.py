@@ -22,7 +22,7 @@ import pytest
 from kazoo.client import KazooClient
 from supervisor.childutils import getRPCInterface
 
-from tests.deploy.lives import Life, Lives, end, family, is_alive, left_of
+from tests.support.lives import Life, Lives, end, family, is_alive, left_of
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

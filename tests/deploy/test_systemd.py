@@ -21,7 +21,7 @@ import psutil
 import pytest
 from kazoo.client import KazooClient
 
-from tests.deploy.lives import ZKBEAT, Lives, end, family, is_alive
+from tests.support.lives import ZKBEAT, Lives, end, family, is_alive
 from tests.support.waiting import wait_until
 from zkbeat.dev import free_ports
 

@@ -18,7 +18,7 @@ import docker
 import pytest
 from docker.errors import APIError, DockerException
 
-from tests.deploy.lives import BEAT, Life, Lives, hold_first_election
+from tests.support.lives import BEAT, Life, Lives, hold_first_election
 from tests.support.waiting import wait_until
 from zkbeat.dev import NoZooKeeperError, Server, find_distribution
 

@@ -105,7 +105,7 @@ def _need_distribution() -> None:
 
 def _container() -> Iterator[Elsewhere]:
     # Imported here: most runs have no use for it, and it takes a while.
-    from testcontainers.core.container import DockerContainer  # noqa: PLC0415
+    from testcontainers.core.container import DockerContainer
 
     image = os.environ.get("ZKBEAT_TEST_ZOOKEEPER_IMAGE", DEFAULT_IMAGE)
     with DockerContainer(image).with_exposed_ports(2181) as container:

@@ -177,7 +177,7 @@ class Node(Family):
     @property
     def child(self) -> int:
         """The child's pid, as this process sees it: the only one that the guard holds."""
-        held = wait_until(lambda: self._held(), 10, f"{self.id} has a child", self.logs)
+        held = wait_until(self._held, 10, f"{self.id} has a child", self.logs)
         return held[0]
 
     def _held(self) -> list[int]:
@@ -248,4 +248,4 @@ def _command_line(pid: int) -> list[str]:
 
 def _is_ours(words: list[str], kind: str) -> bool:
     # python -I -S .../zkbeat/start.py guard; a stand-in for the sidecar has other options before its script.
-    return any(word == kind and before.endswith(".py") for before, word in zip(words, words[1:], strict=False))
+    return any(word == kind and before.endswith(".py") for before, word in itertools.pairwise(words))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ME = Member(id="me", host="here", pid=1, version="0", digest="d", since=1.0)
 
 
-def _zkbeat(tmp_path: Path, *options: str, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:  # noqa: B006
+def _zkbeat(tmp_path: Path, *options: str, env: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
     """Run zkbeat until it gives up by itself; in tests of what it does not get over."""
     runtime = ["--name", "e", "--runtime-dir", str(tmp_path / "run")]
     return subprocess.run(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.deploy.lives import Lives
+from tests.support.lives import Lives
 from tests.support.nodes import Node, alive, wait_dead
 from tests.support.waiting import wait_until
 from zkbeat.core.record import Term
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kazoo.client import KazooClient
+    from typing_extensions import Self
 
     from tests.support.net import Lan
     from tests.support.zookeeper import Ensemble
@@ -38,7 +39,7 @@ class Cluster:
             for number in (1, 2, 3)
         ]
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         for node in self.nodes:
             node.start()
         self.wait_leader()
@@ -118,7 +119,7 @@ def test_a_killed_sidecars_znode_is_gone_long_before_its_session(cluster, zk_cli
     assert time.monotonic() - dead_at < 2.0
 
 
-def test_a_node_that_was_lost_and_restarted_deletes_its_own_stale_znode(tmp_path, zk_hosts, zk_root, zk_client):
+def test_a_node_that_was_lost_and_restarted_deletes_its_own_stale_znode(tmp_path, zk_hosts, zk_root):
     """Its session would live on for 20 s; the host lock proves that nothing of its earlier life does."""
     lives = Lives(tmp_path / "lives")
     options = ["--root", zk_root, "--session-timeout", "20", "--lease", "2"]
@@ -158,7 +159,7 @@ def test_a_deleted_election_path_costs_a_term_and_heals(cluster, zk_client):
 def test_a_standby_whose_place_was_deleted_is_replaced_in_line(cluster, zk_client):
     leader = cluster.wait_leader()
     election = f"{cluster.root}/e/election"
-    last = sorted(zk_client.get_children(election), key=lambda name: name[-10:])[-1]
+    last = max(zk_client.get_children(election), key=lambda name: name[-10:])
     zk_client.delete(f"{election}/{last}")
     os.kill(leader.sidecar, signal.SIGTERM)
     second = cluster.wait_leader(but=leader)
@@ -172,7 +173,7 @@ def test_a_standby_whose_place_was_deleted_is_replaced_in_line(cluster, zk_clien
 def test_garbage_in_the_leaders_record_neither_stops_nor_evicts_it(cluster, zk_client, garbage):
     child = cluster.wait_leader().child
     election = f"{cluster.root}/e/election"
-    head = sorted(zk_client.get_children(election), key=lambda name: name[-10:])[0]
+    head = min(zk_client.get_children(election), key=lambda name: name[-10:])
     for _ in range(3):
         zk_client.set(f"{election}/{head}", garbage)
         time.sleep(LEASE_S / 4)

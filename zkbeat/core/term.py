@@ -819,14 +819,15 @@ def _obey(state: State, now: float) -> Step:
 def _keep_lease(state: State, now: float) -> Step:
     """Renew in time; stop what is overdue. The guard keeps the same deadlines without us."""
     actions: list[Action] = []
-    term, deadlines, lease = state.term, state.deadlines, state.lease
+    term, lease = state.term, state.lease
     if term is not None and lease is not None and state.connected:
         if term.in_flight and term.sent_at is not None and now >= term.sent_at + lease.length_s / 2:
             term = replace(term, in_flight=False, due_at=now)  # a request that raced a reconnect is never answered
         if not term.in_flight and now >= term.due_at:
             term = replace(term, in_flight=True, sent_at=now)
             actions.append(Renew(term.node, now))
-        state = replace(state, term=term)
+        if term is not state.term:
+            state = replace(state, term=term)
     state, more = _keep_deadlines(state, now)
     return state, actions + more
 
