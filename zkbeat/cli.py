@@ -200,7 +200,7 @@ def _become_sidecar(config: Config, command: list[str], dev_pid: int | None) -> 
     The configuration, which holds the secrets, goes through a file without a name.
     """
     handed_over = json.dumps({"config": config.to_json(), "command": command, "dev_pid": dev_pid}).encode()
-    nameless = os.fdopen(os.memfd_create("zkbeat"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+    nameless = os.fdopen(os.memfd_create("zkbeat"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()  # noqa: SIM115
     with nameless as file:
         file.write(handed_over)
         file.seek(0)

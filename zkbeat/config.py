@@ -271,9 +271,10 @@ def check_command(command: Sequence[str]) -> None:
     if not _is_celery(command):
         return
     words = set(command)
-    if "beat" in words and any(word == "--detach" or word.startswith("--detach=") for word in command):
+    detach = {"--detach", "-D"} if "worker" in words else {"--detach"}
+    if words & detach or any(word.startswith("--detach=") for word in command):
         raise ConfigError(
-            "celery beat --detach leaves for the background, where nobody can stop it when the lease runs out: "
+            "with --detach celery leaves for the background, where nobody can stop it when the lease runs out: "
             "drop --detach"
         )
     if "worker" in words and any(word == "--beat" or re.match("-[CDEq]*B", word) for word in command):

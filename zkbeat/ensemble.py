@@ -52,6 +52,9 @@ EXPLAIN_EVERY_S = 30.0
 CALL_TAKES_AT_MOST_S = 5.0
 """For what is written down on the side; nothing waits for it."""
 
+FORMER_KEPT = 20
+"""How many earlier attempts' znodes to look for before the next one."""
+
 Post = Callable[[events.Event], None]
 
 
@@ -208,9 +211,10 @@ def retire(client: KazooClient, left_behind: LeftBehind) -> None:
         with contextlib.suppress(zk.NoNodeError, zk.BadVersionError):
             data, stat = client.get(ledger_path)
             ledger = Ledger.decode(data)
-            # Somebody else's name there: that one entered only after it had waited for our lease to run out.
-            if ledger is None or (ledger.led == node and not ledger.left):
-                last = Ledger(led=node, lease=ledger.lease if ledger else 0.0, left=True)
+            # Somebody else's name there: that one entered only after it had waited for our lease to run out. None,
+            # since the ledger was deleted as well: somebody else may have led since, and their child may be alive.
+            if ledger is not None and ledger.led == node and not ledger.left:
+                last = Ledger(led=node, lease=ledger.lease, left=True)
                 client.set(ledger_path, last.encode(), stat.version)
     with contextlib.suppress(zk.NoNodeError):
         client.delete(left_behind.znode)
@@ -258,6 +262,7 @@ class _Attempt:
         self._over = threading.Event()
         self._election = client.Election(path, "")
         self._lock = self._election.lock = _Line(client, path, data, self._queued)
+        self.prefix: str = self._lock.prefix
         # kazoo's own would back off further with each session that is lost, perhaps when first in line.
         # Interrupted, it calls the leader function without the leadership: `_lead` looks.
         self._lock._retry = KazooRetry(  # noqa: SLF001
@@ -312,6 +317,7 @@ class Ensemble:
         self._post = post
         self._client: Any = None
         self._attempt: _Attempt | None = None
+        self._former: tuple[str, ...] = ()
         self._notes: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=100)
         self._last_error: str | None = None
         self._left_behind = left_behind
@@ -392,7 +398,9 @@ class Ensemble:
         """Contend, with this record."""
         if self._client is not None:
             path, data = self._election_path, member.encode()
-            self._attempt = _Attempt(attempt, self._client, path, data, self._prepare, self._post)
+            former = self._former
+            self._attempt = _Attempt(attempt, self._client, path, data, lambda: self._prepare(former), self._post)
+            self._former = (*former, self._attempt.prefix)[-FORMER_KEPT:]
             self._number = attempt
 
     def leave(self, attempt: int, led: str | None) -> None:
@@ -416,7 +424,7 @@ class Ensemble:
         transaction.set_data(f"{self._base}/ledger", last.encode())
         transaction.commit_async().rawlink(certified)
 
-    def _prepare(self) -> None:
+    def _prepare(self, former: tuple[str, ...]) -> None:
         client = self._client
         if client is None:
             return
@@ -431,6 +439,13 @@ class Ensemble:
             # machine would not have us join (S3).
             retire(client, self._left_behind)
             self._left_behind = None
+        if former:
+            # kazoo's Lock leaves a znode in the line when the connection is lost while it cleans up, or before it has
+            # learned its name (#732). It would live as long as our session does, and who waits behind it is not woken.
+            for node in client.get_children(self._election_path):
+                if node.startswith(former):
+                    with contextlib.suppress(zk.NoNodeError):
+                        client.delete(self.znode(node))
 
     def look_at(self, node: str) -> None:
         """Read a contender's record."""

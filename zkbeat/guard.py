@@ -41,7 +41,7 @@ from zkbeat.core.custody import Act
 RESWEEP_S = 0.02
 """How soon to look again for descendants while they are being killed: one may have forked just then."""
 
-REMOVAL_TAKES_AT_MOST_S = 30.0
+REMOVAL_TAKES_AT_MOST_S = 15.0
 """It ends by itself before that."""
 
 SHRUGGED_OFF = (

@@ -18,10 +18,11 @@ from pathlib import Path
 from zkbeat import ensemble
 from zkbeat.access import Access
 
-ALIVE_AT_MOST_S = 30
+ALIVE_AT_MOST_S = 10
 
-WITHIN_S = 10.0
-"""After that nobody is helped any more: the session has expired or the next in line has evicted it."""
+WITHIN_S = 3.0
+"""The guard, and so the host lock, waits for us: a start meanwhile waits too, but not for long (runtime.LOCK_WAIT_S).
+That start finds the znode noted, and deletes it itself."""
 
 
 def main() -> int:

@@ -55,6 +55,11 @@ class RuntimeDirectory:
         return self.path / "health.sock"
 
     @property
+    def pid_file(self) -> Path:
+        """Who took the lock last; only for what is told to whoever does not get it."""
+        return self.path / "pid"
+
+    @property
     def lease(self) -> Path:
         """Where the guard publishes the deadlines."""
         return self.path / "lease"
@@ -77,9 +82,15 @@ class RuntimeDirectory:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
-            found = self.path.lstat()
+            above, found = self.path.parent.stat(), self.path.lstat()
         except OSError as error:
             raise RuntimeDirectoryError(f"cannot make the runtime directory {self.path}: {error.strerror}") from None
+        # Who may rename what is in there can put a directory of their own in the place of ours.
+        if above.st_uid not in {0, os.geteuid()} or (above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX):
+            raise RuntimeDirectoryError(
+                f"others may replace the runtime directory {self.path}: "
+                f"{self.path.parent} must be yours or root's, and not writable for others"
+            )
         if stat.S_ISLNK(found.st_mode):
             raise RuntimeDirectoryError(f"the runtime directory {self.path} is a symbolic link: name a real directory")
         if not stat.S_ISDIR(found.st_mode):
@@ -101,12 +112,14 @@ class RuntimeDirectory:
     def acquire(self) -> None:
         """Take the host lock, which proves that sidecar, guard and child of every earlier life are dead.
 
+        It is the directory itself that is locked: a file in it could be deleted by what cleans up /tmp, and then be
+        made and locked once more, while systemd-tmpfiles leaves a locked directory alone.
         The descriptor is inherited by guard and child. Raises RuntimeDirectoryError (75) if somebody keeps the lock.
         """
         try:
-            self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.lock_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise RuntimeDirectoryError(f"cannot open {self.path / 'lock'}: {error.strerror}") from None
+            raise RuntimeDirectoryError(f"cannot open {self.path}: {error.strerror}") from None
         give_up_at = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
@@ -118,15 +131,16 @@ class RuntimeDirectory:
             else:
                 break
         try:
-            os.ftruncate(self.lock_fd, 0)
-            os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
+            self.pid_file.write_text(f"{os.getpid()}\n")
             self.socket.unlink(missing_ok=True)  # the lock is ours, so nobody listens there
         except OSError as error:
-            where = error.filename or self.path / "lock"
+            where = error.filename or self.pid_file
             raise RuntimeDirectoryError(f"cannot write to {where}: {error.strerror}") from None
 
     def _held(self) -> RuntimeDirectoryError:
-        pid = os.pread(self.lock_fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        pid = "unknown"
+        with contextlib.suppress(OSError):
+            pid = self.pid_file.read_text(errors="replace")[:32].strip() or pid
         alive = pid.isdigit() and Path(f"/proc/{pid}").exists()
         holder = (
             f"zkbeat with pid {pid}" if alive else f"what is left of zkbeat with pid {pid} (its guard or its child)"

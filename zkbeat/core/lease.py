@@ -9,8 +9,8 @@ The derivation
 `T` is the negotiated session timeout, `L` the lease, `tick` the server's tickTime, `s(n)` the instant just before the
 n-th *acknowledged* renewal, a quorum write, was sent.
 
-1. The quorum's leader owns expiry: a session expires no earlier than `T` after that server last *heard* of it (it rounds
-   up to its next tick, never down; a new quorum leader starts every session's timer anew).
+1. The quorum's leader owns expiry: a session expires no earlier than `T` after that server last *heard* of it (it
+   rounds up to its next tick, never down; a new quorum leader starts every session's timer anew).
 2. A write does not count as hearing. A follower reports which sessions were active when it answers the leader's ping,
    every `tick/2`; only a reconnect is announced at once. A write that was acknowledged proves no more than that the
    follower was still part of the quorum then, so that every report due before `s(n)` had arrived.
@@ -19,17 +19,17 @@ n-th *acknowledged* renewal, a quorum write, was sent.
 4. A default server grants no `T < 2 tick`, so `tick/2 <= T/4`: a session that was active between any two reports was
    heard of at or after `s(n) - T/4`. It cannot expire before `s(n) + 3T/4`, and a child that is dead at `s(n) + L`,
    `L <= 2T/3`, is dead `T/12` before that. What a report's way may vary by has to fit into that twelfth.
-5. Reports that fell between two activities `a` and `b` named nothing, and only `a` is certain to have been heard of. All
-   that is known of when `b` was received is that it was before it was answered, at `r(b)`. Let `p` be the last report
-   before `s(n)`, and the first that named the session be the `m`-th before that. Then `s(a) <= p - m tick/2`,
+5. Reports that fell between two activities `a` and `b` named nothing, and only `a` is certain to have been heard of.
+   All that is known of when `b` was received is that it was before it was answered, at `r(b)`. Let `p` be the last
+   report before `s(n)`, and the first that named the session be the `m`-th before that. Then `s(a) <= p - m tick/2`,
    `p < r(b)` and `s(n) < p + tick/2`, so it was heard of after `s(n) - (m + 1) tick/2`, where `tick/2` is more than
-   `s(n) - r(b)` and at most `T/4` and `(r(b) - s(a)) / m`. The child must be dead `T/12` before the earliest expiry that
-   any `m` allows. With two renewals within each `T/4` and prompt answers that is never earlier than by point 4; at the
-   `L/4` that point 4 asks for, one slow answer or one late timer would cost `T/12`.
-6. Two things stand in for a renewal. A reconnect is announced to the quorum's leader at once, so it is an `a`. Before the
-   first renewal of a term there were kazoo's pings, one every `T/3` while this process runs and its connection works:
-   one of them is the `a` before that renewal, and by point 5, between any two of them, the session was heard of after
-   `s(n) - T/2`.
+   `s(n) - r(b)` and at most `T/4` and `(r(b) - s(a)) / m`. The child must be dead `T/12` before the earliest expiry
+   that any `m` allows. With two renewals within each `T/4` and prompt answers that is never earlier than by point 4;
+   at the `L/4` that point 4 asks for, one slow answer or one late timer would cost `T/12`.
+6. Two things stand in for a renewal. A reconnect is announced to the quorum's leader at once, so it is an `a`. Before
+   the first renewal of a term there were kazoo's pings, one every `T/3` while this process runs and its connection
+   works: one of them is the `a` before that renewal, and by point 5, between any two of them, the session was heard
+   of after `s(n) - T/2`.
 
 Eviction, a contender deleting the leader's znode before its session expires, does not rest on `T` at all: the evictor
 counts `L`, plus what two clocks may drift and a kill may take, from the instant when it *saw* the last renewal, which
@@ -114,7 +114,7 @@ class Lease:
         return heard + self.session_timeout_s
 
     def _heard_of(self, a: Activity, b: Activity, last: float) -> float:
-        """When the quorum's leader had heard of us at the latest, if its last report before `last` came before `b` did."""
+        """When the quorum's leader has heard of us, if the last report before `last` came before `b` did."""
         gap_s, since_s, longest_s = b.received_by - a.sent_at, last - b.received_by, self.session_timeout_s / 4
         earliest = last
         for reports in range(1, int(gap_s / longest_s) + 2):
@@ -128,8 +128,8 @@ class Lease:
     ) -> tuple[Activity, ...]:
         """Add an acknowledged renewal, and forget what no longer bears on `earliest_expiry`.
 
-        `received_by`: when the acknowledgment was here. `connected_at`: an instant before the session's last connect was
-        sent.
+        `received_by`: when the acknowledgment was here.
+        `connected_at`: an instant before the session's last connect was sent.
         """
         if not active:
             pinged_at = sent_at - self.session_timeout_s / 3

@@ -61,8 +61,8 @@ from zkbeat.core.events import (
     ControlTouched,
     Elected,
     ElectionEnded,
-    Event,
     Entered,
+    Event,
     EvictionTried,
     GuardConfirmed,
     GuardGone,
@@ -206,7 +206,7 @@ class State:
     took_over_from: Rival | None = None
     head_checked: bool = False
     queued_by: float | None = None
-    """When kazoo's thread must have told our place in the line: after it has joined, or the connection or the line changed.
+    """When kazoo's thread must have told our place in the line, after joining, a reconnect, or a change in the line.
 
     None if nothing is to be told. A call of its that raced a reconnect may never return (kazoo has no timeout there).
     """
@@ -284,7 +284,7 @@ def next_deadline(state: State) -> float | None:
         if not term.in_flight:
             due.append(term.due_at)
         elif term.sent_at is not None:
-            due.append(term.sent_at + state.lease.length_s / 2)
+            due.append(term.sent_at + state.lease.length_s / 3)
     if state.child is not Child.NONE and state.guard is not Guard.KILLED:
         if state.child is Child.KILLED:
             due.append((state.kill_at or 0.0) + KILL_MARGIN_S / 2)
@@ -495,8 +495,8 @@ def _check_head(state: State, member: Member | None, now: float) -> Step:
 
 
 def _eviction_tried(state: State, rival: Rival, *, deleted: bool, now: float) -> Step:
-    # Not deleted: look again, and count anew from what is seen then. It may have been seen already, while this slow answer
-    # was on its way: so the next try is due when it was, and not sooner.
+    # Not deleted: look again, and count anew from what is seen then. It may have been seen already, while this slow
+    # answer was on its way: so the next try is due when it was, and not sooner.
     if not deleted:
         return state, [LookAt(rival.node)]
     # Only this proves it. A znode that went in another way may have been renewed since it was last seen.
@@ -626,7 +626,7 @@ def _ledger_read(state: State, term: Term, event: LedgerRead, now: float) -> Ste
 def _entered(state: State, term: Term, *, ok: bool, now: float) -> Step:
     if ok:
         return replace(state, term=replace(term, entering=False, entered=True)), [Place(term.node, led=True)]
-    # The ledger has changed, which its watch tells, or our znode is gone, which a renewal does: not to be tried in a loop.
+    # The ledger has changed, which its watch tells, or our znode is gone, which a renewal tells: no loop here.
     retry_at = min(term.due_at, now + RETRY_S)
     return replace(state, term=replace(term, entering=False, ledger_version=None, due_at=retry_at)), []
 
@@ -821,7 +821,7 @@ def _keep_lease(state: State, now: float) -> Step:
     actions: list[Action] = []
     term, lease = state.term, state.lease
     if term is not None and lease is not None and state.connected:
-        if term.in_flight and term.sent_at is not None and now >= term.sent_at + lease.length_s / 2:
+        if term.in_flight and term.sent_at is not None and now >= term.sent_at + lease.length_s / 3:
             term = replace(term, in_flight=False, due_at=now)  # a request that raced a reconnect is never answered
         if not term.in_flight and now >= term.due_at:
             term = replace(term, in_flight=True, sent_at=now)
@@ -849,8 +849,8 @@ def _keep_deadlines(state: State, now: float) -> Step:
 def _doubt_guard(state: State, now: float) -> Step:
     """Get rid of a guard that does not do its duty.
 
-    Decided only when time has passed, so after all that has happened by then was told: of a loop that was held up itself,
-    the guard's word may be waiting behind other events.
+    Decided only when time has passed, so after all that has happened by then was told: where the loop itself was held
+    up, the guard's word may be waiting behind other events.
     """
     stuck = state.guard is Guard.STARTING and now >= state.guard_due_at
     if state.child is not Child.NONE and state.guard is not Guard.KILLED:
