@@ -11,6 +11,7 @@ import math
 import os
 import re
 import socket
+import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -268,6 +269,11 @@ def check_command(command: Sequence[str]) -> None:
         raise ConfigError(f"the command {program!r} is not found", 127)
     if not os.access(found, os.X_OK) or Path(found).is_dir():
         raise ConfigError(f"the command {program!r} is not executable", 126)
+    if os.geteuid() != 0 and Path(found).stat().st_mode & (stat.S_ISUID | stat.S_ISGID):
+        raise ConfigError(
+            f"the command {program!r} changes its user, and this one could not kill it when the lease runs out: "
+            "run zkbeat itself as that user"
+        )
     if not _is_celery(command):
         return
     words = set(command)

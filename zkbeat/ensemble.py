@@ -320,7 +320,9 @@ class Ensemble:
         self._former: tuple[str, ...] = ()
         self._notes: queue.Queue[Callable[[], None]] = queue.Queue(maxsize=100)
         self._last_error: str | None = None
-        self._left_behind = left_behind
+        # A note of another election, that had this runtime directory before, is not ours to act on.
+        ours = left_behind is not None and left_behind.znode.startswith(f"{self._election_path}/")
+        self._left_behind = left_behind if ours else None
         self._lease_s = 0.0
         threading.Thread(target=self._keep_notes, name="notes", daemon=True).start()
 
@@ -437,7 +439,8 @@ class Ensemble:
         if self._left_behind is not None:
             # Of an earlier life, then the host lock is ours, or of an earlier term, whose child is dead: else the
             # machine would not have us join (S3).
-            retire(client, self._left_behind)
+            with contextlib.suppress(zk.NoAuthError):  # made with other credentials: it goes with its session
+                retire(client, self._left_behind)
             self._left_behind = None
         if former:
             # kazoo's Lock leaves a znode in the line when the connection is lost while it cleans up, or before it has
@@ -488,13 +491,20 @@ class Ensemble:
         def touched(_event: Any) -> None:
             self._post(events.LedgerTouched())
 
+        def made(result: Any) -> None:
+            if result.exception is None:  # else everything is gone, our znode too: the next renewal is refused
+                self._post(events.LedgerTouched())
+
         def read(result: Any) -> None:
             if result.exception is None:
                 data, stat = result.value
                 self._post(events.LedgerRead(Ledger.decode(data), stat.version))
-            # Gone with everything else: then so is our own znode, and the next renewal is refused.
+            elif isinstance(result.exception, zk.NoNodeError):
+                # Somebody has deleted it. Empty, it has us wait for a lease.
+                self._call("create_async", path, b"", then=made)
 
-        self._call("get_async", f"{self._base}/ledger", touched, then=read)
+        path = f"{self._base}/ledger"
+        self._call("get_async", path, touched, then=read)
 
     def enter(self, node: str, version: int, lease_s: float) -> None:
         """Write into the ledger that we lead, unless somebody has written there, or our znode is gone."""
@@ -592,7 +602,7 @@ class Ensemble:
         while True:
             write = self._notes.get()
             # Best effort: the history of the terms is for people, and nothing depends on it.
-            with contextlib.suppress(zk.KazooException, KazooTimeoutError):
+            with contextlib.suppress(Exception):
                 write()
 
 

@@ -15,6 +15,7 @@
 | `{"is": "ready"}` | nothing will fail any more but the command itself |
 | `{"is": "started", "pid"}` | the child runs |
 | `{"is": "extended", "n"}` | that extension is in force |
+| `{"is": "powerless", "pid"}` | a process of the child's may not be killed: it runs as another user |
 | `{"is": "dead", "code", "overdue", "error"}` | the child and all it started are dead |
 
 It must never block: not on a sidecar that is stopped (the socket does not block, and what does not fit is dropped), nor
@@ -26,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -43,6 +45,8 @@ RESWEEP_S = 0.02
 
 REMOVAL_TAKES_AT_MOST_S = 15.0
 """It ends by itself before that."""
+
+REMOVAL_POLL_S = 0.01
 
 SHRUGGED_OFF = (
     signal.SIGHUP,
@@ -68,7 +72,7 @@ class Guard:
         self._sidecar: socket.socket | None = sidecar
         self._sidecar_pid = os.getppid()
         self._inherited = inherited
-        self._removal: subprocess.Popen[bytes] | None = None
+        self._removal: tuple[int, int] | None = None
         self._place: dict[str, Any] | None = None
         self._order: dict[str, Any] = {}
         self._leash: processes.Leash | None = None
@@ -200,6 +204,7 @@ class Guard:
 
     def _spawn(self) -> None:
         leash = self._leash = processes.Leash()
+        hard = self._order["hard"]
         try:
             # Kept: an object that is thrown away is polled, and its exit status lost, at the next Popen.
             self._popen = subprocess.Popen(
@@ -207,7 +212,7 @@ class Guard:
                 env=self._order["env"],
                 start_new_session=True,
                 # Safe here: this process has one thread. It runs after setsid.
-                preexec_fn=leash.put_on,  # noqa: PLW1509
+                preexec_fn=lambda: leash.put_on(hard),  # noqa: PLW1509
                 pass_fds=(*self._inherited, leash.fd),
             )
         except (OSError, subprocess.SubprocessError) as error:
@@ -236,10 +241,11 @@ class Guard:
         if self._child is not None and (self._code is None or not processes.LINUX):
             # Not once it is reaped: its pid may be another's, and what is left of its group descends from us.
             group_left = processes.kill_group(self._child, signal.SIGKILL)
-        spared = self._removal.pid if self._removal is not None else None
+        spared = self._removal[0] if self._removal is not None else None
         left = processes.descendants(os.getpid(), lambda pid: pid == spared)
         for pid in left:
-            processes.kill(pid, signal.SIGKILL)
+            if not processes.kill(pid, signal.SIGKILL):
+                self._tell({"is": "powerless", "pid": pid})
         return bool(left) or (group_left and not processes.LINUX)
 
     # the znode
@@ -249,23 +255,23 @@ class Guard:
         if self._place is None:
             return
         with contextlib.suppress(OSError):
-            self._removal = subprocess.Popen(
-                start.command("remover"), stdin=subprocess.PIPE, env=start.environment(os.environ)
-            )
-            if self._removal.stdin is not None:
-                self._removal.stdin.write(json.dumps(self._place).encode() + b"\n")
-                self._removal.stdin.flush()
+            self._removal = processes.start_with_input(start.command("remover"), start.environment(os.environ))
+            os.write(self._removal[1], json.dumps(self._place).encode() + b"\n")
 
     def _remove_znode(self) -> None:
-        if self._removal is None or self._removal.stdin is None:
+        """Say that everything is dead, and wait for the end of that process: this one ends then, and with it the lock."""
+        if self._removal is None:
             return
+        pid, its_input = self._removal
         with contextlib.suppress(OSError):  # it has ended by itself, and said why
-            self._removal.stdin.write(b"remove\n")
-            self._removal.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._removal.wait(REMOVAL_TAKES_AT_MOST_S)
-        if self._removal.returncode is None:
-            self._removal.kill()
+            os.write(its_input, b"remove\n")
+            os.close(its_input)
+        give_up_at = clock.now() + REMOVAL_TAKES_AT_MOST_S
+        with contextlib.suppress(ChildProcessError):  # it was reaped already
+            while os.waitpid(pid, os.WNOHANG)[0] == 0:
+                if clock.now() >= give_up_at:
+                    processes.kill(pid, signal.SIGKILL)
+                select.select([], [], [], REMOVAL_POLL_S)
 
 
 def _shrug_off_signals() -> None:

@@ -124,6 +124,8 @@ class Link:
                 self._post(events.ChildStarted(message["pid"]))
             case "extended" if message["n"] == self._sent:
                 self._post(events.GuardConfirmed())
+            case "powerless":
+                self._post(events.Powerless(message["pid"]))
             case "dead":
                 self._post(events.ChildDead(message["code"], message["overdue"], message["error"]))
 

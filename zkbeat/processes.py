@@ -12,8 +12,10 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from zkbeat import clock
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -51,8 +53,11 @@ class Leash:
         self.fd, self._ours = os.pipe()
         self._guard = os.getpid()
 
-    def put_on(self) -> None:
-        """Bind the calling process, fresh from fork and the leader of a new group, to this one, its parent."""
+    def put_on(self, until: float) -> None:
+        """Bind the calling process, fresh from fork and the leader of a new group, to this one, its parent.
+
+        Does not return after `until`: this process may have been stopped on the way here for longer than its lease.
+        """
         if _libc is None:
             return
         _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -60,12 +65,30 @@ class Leash:
             fcntl.fcntl(self.fd, fcntl.F_SETOWN, -os.getpgrp())
             fcntl.fcntl(self.fd, fcntl.F_SETSIG, int(signal.SIGKILL))
             fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_ASYNC)
-        if os.getppid() != self._guard:  # it died before the signal was armed
+        if os.getppid() != self._guard or clock.now() >= until:  # it died before the signal was armed
             os._exit(127)
 
     def hand_over(self) -> None:
         """Close our copy of the group's end, once the child has its own."""
         os.close(self.fd)
+
+
+def start_with_input(argv: list[str], env: Mapping[str, str]) -> tuple[int, int]:
+    """Start a program and return its pid and the writing end of its standard input, without waiting for anything.
+
+    `subprocess.Popen` waits until the program is loaded, which takes as long as the file system does; whoever keeps a
+    deadline cannot. For a process with one thread.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(reading, 0)
+            os.execve(argv[0], argv, env)  # noqa: S606
+        finally:
+            os._exit(127)
+    os.close(reading)
+    return pid, writing
 
 
 def reap() -> dict[int, int]:
@@ -117,10 +140,15 @@ def descendants(of: int, spare: Callable[[int], bool] = lambda _pid: False) -> l
     return found
 
 
-def kill(pid: int, number: int) -> None:
-    """Send a signal to a process that may have ended already."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def kill(pid: int, number: int) -> bool:
+    """Send a signal to a process that may have ended already; return False if it runs and we may not."""
+    try:
         os.kill(pid, number)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return True
 
 
 def kill_group(group: int, number: int) -> bool:

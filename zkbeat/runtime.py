@@ -6,15 +6,21 @@ It is private (0700, ours) because who may write there may speak for this node. 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import socket
 import stat
 import time
 from pathlib import Path
 
 EXIT_HELD = 75
 EXIT_CONFIG = 78
+EXIT_IO = 74
+
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What mends itself, or is mended without touching zkbeat: a supervisor should try again."""
 
 LOCK_WAIT_S = 5.0
 """How long to wait for the lock: an earlier life's guard needs about a second to end its child."""
@@ -40,6 +46,10 @@ def default_base() -> Path:
     if "XDG_RUNTIME_DIR" in os.environ:
         return Path(os.environ["XDG_RUNTIME_DIR"]) / "zkbeat"
     return Path(f"/tmp/zkbeat-{os.getuid()}")  # noqa: S108  # checked to be ours, and private
+
+
+def _failed(what: str, error: OSError) -> RuntimeDirectoryError:
+    return RuntimeDirectoryError(f"{what}: {error.strerror}", EXIT_IO if error.errno in _PASSING else EXIT_CONFIG)
 
 
 class RuntimeDirectory:
@@ -84,7 +94,7 @@ class RuntimeDirectory:
                 self.path.mkdir(mode=0o700)
             above, found = self.path.parent.stat(), self.path.lstat()
         except OSError as error:
-            raise RuntimeDirectoryError(f"cannot make the runtime directory {self.path}: {error.strerror}") from None
+            raise _failed(f"cannot make the runtime directory {self.path}", error) from None
         # Who may rename what is in there can put a directory of their own in the place of ours.
         if above.st_uid not in {0, os.geteuid()} or (above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX):
             raise RuntimeDirectoryError(
@@ -105,9 +115,7 @@ class RuntimeDirectory:
             trial.write_bytes(b"x" * 4096)
             trial.unlink()
         except OSError as error:
-            raise RuntimeDirectoryError(
-                f"cannot write to the runtime directory {self.path}: {error.strerror}"
-            ) from None
+            raise _failed(f"cannot write to the runtime directory {self.path}", error) from None
 
     def acquire(self) -> None:
         """Take the host lock, which proves that sidecar, guard and child of every earlier life are dead.
@@ -119,7 +127,7 @@ class RuntimeDirectory:
         try:
             self.lock_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise RuntimeDirectoryError(f"cannot open {self.path}: {error.strerror}") from None
+            raise _failed(f"cannot open {self.path}", error) from None
         give_up_at = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
@@ -135,7 +143,7 @@ class RuntimeDirectory:
             self.socket.unlink(missing_ok=True)  # the lock is ours, so nobody listens there
         except OSError as error:
             where = error.filename or self.pid_file
-            raise RuntimeDirectoryError(f"cannot write to {where}: {error.strerror}") from None
+            raise _failed(f"cannot write to {where}", error) from None
 
     def _held(self) -> RuntimeDirectoryError:
         pid = "unknown"
@@ -155,17 +163,29 @@ class RuntimeDirectory:
         """Note our election znode, to delete it at the next start if we are all killed; return an error's text."""
         new = self.note.with_suffix(".new")
         try:
-            new.write_text(json.dumps({"znode": znode, "led": led}))
+            new.write_text(json.dumps({"znode": znode, "led": led, "boot": _boot()}))
             new.replace(self.note)
         except OSError as error:
             return error.strerror
         return None
 
     def read_note(self) -> tuple[str, bool] | None:
-        """Return the znode that an earlier life left behind and whether it led with it, if it noted one."""
+        """Return the znode that an earlier life left behind and whether it led with it, if it noted one.
+
+        Only of this boot of this host: should the directory be on storage that hosts share, the host lock may not be.
+        """
         try:
             note = json.loads(self.note.read_text())
-            znode, led = note["znode"], note["led"]
+            znode, led, boot = note["znode"], note["led"], note["boot"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return (znode, bool(led)) if isinstance(znode, str) and znode.startswith("/") else None
+        ours = isinstance(znode, str) and znode.startswith("/") and boot == _boot()
+        return (znode, bool(led)) if ours else None
+
+
+def _boot() -> str:
+    """Return what tells this boot of this host from any other, as far as the platform says."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

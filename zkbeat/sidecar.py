@@ -14,6 +14,7 @@ import selectors
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from zkbeat import clock, health, processes
@@ -33,6 +34,9 @@ CLOSE_WITHIN_S = 2.0
 EXIT_BUG = 70
 
 FLUSH_WITHIN_S = 1.0
+
+_CHANGING_USER = ("sudo", "su", "runuser", "doas")
+"""What starts a session of its own, or closes descriptors, as it changes the user: see docs/adr/0002-leash.md."""
 
 _FORWARDED = (signal.SIGUSR2, signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT)
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD)
@@ -97,6 +101,13 @@ class Sidecar:
         self._watch_signals()
         self._watch_parent()
         processes.become_subreaper()
+        if Path(self._command[0]).name in _CHANGING_USER:
+            self._log.say(
+                "warning",
+                "changes-user",
+                f"{self._command[0]} may take its child out of the kernel's reach, should guard and sidecar be killed at "
+                "once: rather run zkbeat as that user, or use setpriv",
+            )
         for lack in processes.missing():
             self._log.say("warning", "platform", f"on this platform {lack}")
         if self._config.access.auth_scheme is None:

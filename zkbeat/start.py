@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 
 _SYS_PATH = "ZKBEAT_SYS_PATH"
 
@@ -39,13 +40,7 @@ def main() -> int:
     # Popped: the child, and whatever Python it is, must not see it.
     found = [path for path in os.environ.pop(_SYS_PATH, "").split(os.pathsep) if path]
     sys.path[:] = [here, *(path for path in found if path != here), *(path for path in sys.path if path not in found)]
-    process = sys.argv.pop(1)
-    if process == "guard":
-        from zkbeat.guard import main as serve
-    elif process == "remover":
-        from zkbeat.remover import main as serve
-    else:
-        from zkbeat.sidecar import main as serve
+    serve: Callable[[], int] = import_module(f"zkbeat.{sys.argv.pop(1)}").main
     return serve()
 
 

@@ -254,6 +254,39 @@ def test_what_is_left_behind_is_certified_only_if_it_led_last(zk_root, zk_client
     assert zk_client.get_children(f"{zk_root}/e/election") == []
 
 
+def test_a_deleted_ledger_is_made_again_and_is_then_as_good_as_new(zk_hosts, zk_root, zk_client):
+    with _opened(zk_hosts, zk_root) as (ensemble, posted, _):
+        elected = _elected(ensemble, posted)
+        zk_client.delete(f"{zk_root}/e/ledger")
+        ensemble.read_ledger()
+        posted.next(events.LedgerTouched)
+        ensemble.read_ledger()
+        read = posted.next(events.LedgerRead)
+        assert read.ledger is None
+        ensemble.enter(elected.node, read.version, 2.5)
+        assert posted.next(events.Entered).ok
+
+
+def test_a_note_of_another_election_is_left_alone(zk_hosts, zk_root, zk_client):
+    zk_client.ensure_path(f"{zk_root}/other/election")
+    theirs = zk_client.create(f"{zk_root}/other/election/x__lock__", sequence=True)
+    with _opened(zk_hosts, zk_root, left_behind=LeftBehind(theirs, led=True)) as (ensemble, posted, _):
+        _elected(ensemble, posted)
+        assert zk_client.exists(theirs) is not None
+
+
+def test_notes_that_cannot_be_written_do_not_end_the_note_taking(zk_hosts, zk_root, zk_client):
+    with _opened(zk_hosts, zk_root) as (ensemble, posted, _):
+        _elected(ensemble, posted)
+        unreadable = zk_client.create(f"{zk_root}/e/terms/{1:020d}", b'{"v":1,"epoch":1,"id":"\\ud800"}')
+        ensemble.term_began(2, "b", None, 0.0)
+        ensemble.flush_notes(5.0)
+        zk_client.delete(unreadable)
+        ensemble.term_began(3, "c", None, 0.0)
+        ensemble.flush_notes(5.0)
+        assert zk_client.exists(f"{zk_root}/e/terms/{3:020d}") is not None
+
+
 def test_control_is_read_and_watched(zk_hosts, zk_root, zk_client):
     with _opened(zk_hosts, zk_root) as (ensemble, posted, _):
         _elected(ensemble, posted)

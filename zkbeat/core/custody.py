@@ -166,7 +166,11 @@ def step(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action
 
 def _react(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action]]:  # noqa: C901
     match event:
-        case Begin(soft, hard) if state.child is Child.NONE and state.sidecar_alive and now < hard:
+        case Begin(_, hard) if state.child is Child.NONE and state.sidecar_alive and now >= hard:
+            # Told like the end of a child: the sidecar would wait for ever for one that was never started.
+            late = replace(state, child=Child.DEAD, overdue=True, answer_by=now + ANSWER_WITHIN_S)
+            return late, [Act.REPORT_DEAD]
+        case Begin(soft, hard) if state.child is Child.NONE and state.sidecar_alive:
             begun = replace(state, child=Child.ALIVE, soft=soft, hard=hard)
             return begun, [Publish(soft, hard), Act.SPAWN]
         case Extend(soft, hard) if state.child is Child.ALIVE and not state.overdue:

@@ -161,6 +161,13 @@ class GuardGone:
 
 
 @dataclass(frozen=True)
+class Powerless:
+    """The guard may not kill this process of the child's: it runs as another user."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
 class ChildStarted:
     """The command runs."""
 
@@ -219,6 +226,7 @@ Event = (
     | GuardReady
     | GuardConfirmed
     | GuardGone
+    | Powerless
     | ChildStarted
     | ChildDead
     | StopRequested

@@ -71,6 +71,7 @@ from zkbeat.core.events import (
     LedgerTouched,
     Lost,
     MemberSeen,
+    Powerless,
     Queued,
     Refused,
     RenewalFailed,
@@ -351,6 +352,9 @@ def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR09
             return replace(state, unconfirmed_since=None), []
         case GuardGone():
             return _guard_gone(state, now)
+        case Powerless(pid):
+            message = f"the guard may not kill process {pid}, which runs as another user: its lease cannot be kept"
+            return state, [Say("error", "powerless", message, {"pid": pid})]
         case ChildStarted(pid) if state.child is Child.STARTING:
             return _child_started(state, pid, now)
         case ChildDead() if state.child is not Child.NONE:
