@@ -159,6 +159,8 @@ def step(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action
 
     Events that make no sense where they come (an extension after the child's death) change nothing.
     """
+    if state.done:
+        return state, []
     state, actions = _react(state, event, now)
     state, more = _keep_deadlines(state, now)
     return state, actions + more
@@ -190,7 +192,7 @@ def _react(state: Custody, event: Event, now: float) -> tuple[Custody, list[Acti
             if not state.sidecar_alive:
                 return replace(dead, done=True), [Act.REMOVE_ZNODE, Act.END]
             return replace(dead, answer_by=now + ANSWER_WITHIN_S), [Act.REPORT_DEAD]
-        case Answered() if state.child in {Child.NONE, Child.DEAD} and not state.done:
+        case Answered() if state.child in {Child.NONE, Child.DEAD}:
             return replace(state, done=True), [Act.END]
     return state, []
 
@@ -204,7 +206,7 @@ def _keep_deadlines(state: Custody, now: float) -> tuple[Custody, list[Action]]:
         if now >= min(at for at in (state.kill_at, state.hard, now + 1) if at is not None):
             state = replace(state, child=Child.KILLED)
             actions.append(Act.KILL)
-    elif state.child is Child.DEAD and state.answer_by is not None and now >= state.answer_by and not state.done:
+    elif not state.done and state.answer_by is not None and now >= state.answer_by:
         # Its pings would keep the leadership of a node that runs nothing.
         state = replace(state, done=True, sidecar_alive=False)
         actions += [Act.KILL_SIDECAR, Act.PREPARE_REMOVAL, Act.REMOVE_ZNODE, Act.END]
@@ -228,6 +230,6 @@ def _orphaned(state: Custody, now: float) -> tuple[Custody, list[Action]]:
             return state, [*actions, Act.PREPARE_REMOVAL]
         case Child.KILLED:
             return state, [Act.PREPARE_REMOVAL]
-        case Child.DEAD if not state.done:
+        case Child.DEAD:
             return replace(state, done=True), [Act.PREPARE_REMOVAL, Act.REMOVE_ZNODE, Act.END]
     return state, []

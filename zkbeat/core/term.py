@@ -1,19 +1,21 @@
 """What the sidecar decides: when to join the line, to start the child, to stop it, to give the leadership away.
 
-`step(state, event, now)` is a pure function. Nothing here does I/O, draws a random number or reads a clock; `now` and all
-instants are CLOCK_BOOTTIME seconds of this node. The edges (`ensemble`, `link`, `sidecar`) report what happened as
+`step(state, event, now)` is a pure function. Nothing here does I/O, draws a random number or reads a clock; `now` and
+all instants are CLOCK_BOOTTIME seconds of this node. The edges (`ensemble`, `link`, `sidecar`) report what happened as
 events and carry out the actions, in order.
 
 A term, from its events to its end:
 
-    Elected -> Renew, ReadControl, ReadLedger -> Renewed -> Enter -> Entered -> StartChild -> ChildStarted -> (Renew -> Renewed -> ExtendLease)*
+    Elected -> Renew, ReadControl, ReadLedger -> Renewed -> Enter -> Entered
+            -> StartChild -> ChildStarted -> (Renew -> Renewed -> ExtendLease)*
             -> StopChild or KillChild -> ChildDead -> Leave -> ElectionEnded -> Join ...
 
 The rules that the safety of the whole rests on, each in one place below:
 
 - the child is started only after a renewal of this very term was acknowledged, and before its soft deadline (`_lead`);
-- and only once the last leader's child is known to be dead: it said so in the ledger, or its lease has run out since it
-  was last seen to renew (`_ledger_read`); that its znode is gone is no proof, anybody may have deleted it;
+- and only once the last leader's child is known to be dead: the ledger says so, or this node has evicted it, or its
+  lease has run out since this node was elected (`_ledger_read`); that its znode is gone is no proof, anybody may have
+  deleted it;
 - deadlines count from the *send* of an acknowledged renewal, never from its reply (`Renewed`);
 - a renewal that was refused, or the loss of the session, kills at once; a lost connection alone does nothing;
 - once the soft deadline has passed the term is over, whatever arrives afterwards (`_keep_lease`);
@@ -159,7 +161,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Term:
-    """This node's leadership."""
+    """A leadership of this node's."""
 
     node: str
     elected_at: float
@@ -262,7 +264,7 @@ Step = tuple[State, list[Action]]
 def next_deadline(state: State) -> float | None:
     """When `Time` must be told at the latest, or None if nothing is due by itself."""
     due: list[float | None] = []
-    settings, term, deadlines = state.settings, state.term, state.deadlines
+    settings = state.settings
     if state.closed:
         return None
     if not state.ever_connected and settings.connect_timeout_s is not None and state.exit_code is None:
@@ -279,6 +281,14 @@ def next_deadline(state: State) -> float | None:
         due.append(state.rival.evict_at)
     if _may_announce(state):
         due.append(state.announce_at)
+    due += _term_deadlines(state)
+    return min((at for at in due if at is not None), default=None)
+
+
+def _term_deadlines(state: State) -> list[float | None]:
+    """When something of the current term, or of its child, is due."""
+    due: list[float | None] = []
+    term, deadlines = state.term, state.deadlines
     if term is not None:
         due.append(term.wait_until)
     if term is not None and state.connected and state.lease is not None:
@@ -293,7 +303,7 @@ def next_deadline(state: State) -> float | None:
             due += [deadlines.soft if term is None or term.ending is None else None, deadlines.hard, state.kill_at]
         if state.unconfirmed_since is not None and state.lease is not None:
             due.append(state.unconfirmed_since + state.lease.length_s / 4)
-    return min((at for at in due if at is not None), default=None)
+    return due
 
 
 def step(state: State, event: Event, now: float) -> Step:
@@ -512,6 +522,8 @@ def _eviction_tried(state: State, rival: Rival, *, deleted: bool, now: float) ->
 
 
 def _elected(state: State, attempt: int, node: str, now: float) -> Step:
+    if attempt == state.attempt and state.term is not None:
+        return state, []  # told twice; leaving would give away what a child runs under
     if attempt != state.attempt or state.term is not None or state.leaving_since is not None or not state.contending:
         return state, [Leave(attempt)]
     term = Term(node=node, elected_at=now, due_at=now)
@@ -548,10 +560,8 @@ def _renewed(state: State, event: Renewed, now: float) -> Step:
         return state, actions + more
     if event.sent_at < (term.active[-1].sent_at if term.active else term.elected_at):
         return state, actions  # a late answer to an earlier renewal, or to what was written before the election
-    if term.active and not term.control_read:
-        actions.append(ReadControl())  # the first answer is lost: without it nothing is started
-    if term.active and not term.entered and (term.ledger_version is None or term.entering):
-        actions.append(ReadLedger())
+    if term.active:
+        actions += _still_unread(term)
     active = lease.remember(term.active, event.sent_at, now, state.connected_at)
     term = replace(term, epoch=event.epoch, active=active)
     if event.sent_at == term.sent_at:
@@ -572,6 +582,14 @@ def _renewed(state: State, event: Renewed, now: float) -> Step:
         state = replace(state, unconfirmed_since=since)
         actions.append(ExtendLease(extended))
     return state, actions
+
+
+def _still_unread(term: Term) -> list[Action]:
+    """Ask again for what should have come by now: an answer may be lost, and without it nothing starts."""
+    asked: list[Action] = [] if term.control_read else [ReadControl()]
+    if not term.entered and (term.ledger_version is None or term.entering):
+        asked.append(ReadLedger())
+    return asked
 
 
 def _note_offset(state: State, offset_s: float | None) -> Step:
@@ -921,7 +939,8 @@ def _leave(state: State, now: float) -> Step:
         actions += [Say("warning", "no-place", "kazoo does not tell our place in the line"), Leave(state.attempt)]
     overdue = state.leaving_since is not None and now >= state.leaving_since + LEAVE_WITHIN_S
     if overdue and state.exit_code is None and state.child is Child.NONE:
-        # Its thread is stuck in a call that is never answered. The session ends with its client, and takes the znode along.
+        # Its thread is stuck in a call that is never answered. The session ends with its client, and takes the znode
+        # along.
         state = replace(state, contending=False, leaving_since=None, connected=False, session=None, node=None)
         actions.append(NewSession())
     return state, actions

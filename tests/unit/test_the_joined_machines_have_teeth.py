@@ -1,0 +1,174 @@
+"""Faults put into the machines, one at a time: the world of `test_machines_joined` must find each of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.world import Violation, World, ZooKeeper, quickly
+from zkbeat.core import actions as do
+from zkbeat.core import custody, lease, term
+from zkbeat.core.custody import Act
+from zkbeat.core.lease import Deadlines, Lease
+
+SEEDS_AT_MOST = 1000
+
+
+def _counted_from_the_reply(monkeypatch):
+    remember = Lease.remember
+
+    def late(self, active, sent_at, received_by, connected_at):
+        del sent_at
+        return remember(self, active, received_by, received_by, connected_at)
+
+    monkeypatch.setattr(Lease, "remember", late)
+
+
+def _hard_deadline_at_the_session_timeout(monkeypatch):
+    def longest(self, active):
+        hard = active[-1].sent_at + self.session_timeout_s
+        return Deadlines(hard - self.length_s / 4, hard)
+
+    monkeypatch.setattr(Lease, "deadlines", longest)
+
+
+def _left_before_the_child_is_dead(monkeypatch):
+    leave = term._leave
+
+    def hasty(state, now):
+        ends = state.term is not None and state.term.ending is not None and state.child is not term.Child.NONE
+        if ends and state.contending and state.leaving_since is None:
+            return replace(state, leaving_since=now), [do.Leave(state.attempt)]
+        return leave(state, now)
+
+    monkeypatch.setattr(term, "_leave", hasty)
+
+
+def _evicted_whatever_the_version(monkeypatch):
+    delete = ZooKeeper.delete
+    monkeypatch.setattr(ZooKeeper, "delete", lambda self, name, by, _version=None: delete(self, name, by))
+
+
+def _evicted_after_half_a_lease(monkeypatch):
+    monkeypatch.setattr(term, "evict_after_s", lambda length_s: length_s / 2)
+    monkeypatch.setattr(lease, "evict_after_s", lambda length_s: length_s / 2)
+
+
+def _evicted_sooner_after_a_failed_try(monkeypatch):
+    tried = term._eviction_tried
+
+    def impatient(state, rival, *, deleted, now):
+        state, actions = tried(state, rival, deleted=deleted, now=now)
+        return (state if deleted else replace(state, rival=replace(rival, evict_at=now + term.RETRY_S))), actions
+
+    monkeypatch.setattr(term, "_eviction_tried", impatient)
+
+
+def _ledger_not_heeded(monkeypatch):
+    def heedless(state, read_term, event, now):
+        del now
+        read = replace(read_term, ledger=event.ledger, ledger_version=event.version, proven=True, wait_until=None)
+        return replace(state, term=read), []
+
+    monkeypatch.setattr(term, "_ledger_read", heedless)
+
+
+def _last_seen_taken_for_last_renewed(monkeypatch):
+    seen = term._member_seen
+
+    def hopeful(state, event, now):
+        state, actions = seen(state, event, now)
+        rival = state.rival
+        return (replace(state, rival=replace(rival, dead_at=rival.evict_at)) if rival is not None else state), actions
+
+    monkeypatch.setattr(term, "_member_seen", hopeful)
+
+
+def _started_before_the_first_renewal(monkeypatch):
+    lead = term._lead
+
+    def hasty(state, now):
+        of = state.term
+        if of is not None and not of.active and of.ending is None and state.guard is term.Guard.READY and state.lease:
+            state = replace(state, child=term.Child.STARTING, guard=term.Guard.HOLDING)
+            length_s = state.lease.length_s
+            return state, [do.StartChild(0, of.node, Deadlines(now + length_s * 3 / 4, now + length_s))]
+        return lead(state, now)
+
+    monkeypatch.setattr(term, "_lead", hasty)
+
+
+def _guard_killed_and_its_child_taken_for_dead(monkeypatch):
+    doubt = term._doubt_guard
+
+    def rash(state, now):
+        state, actions = doubt(state, now)
+        return (replace(state, child=term.Child.NONE) if do.KillGuard() in actions else state), actions
+
+    monkeypatch.setattr(term, "_doubt_guard", rash)
+
+
+def _stuck_guard_not_killed(monkeypatch):
+    monkeypatch.setattr(term, "_doubt_guard", lambda state, _now: (state, []))
+
+
+def _stuck_thread_of_kazoo_not_noticed(monkeypatch):
+    monkeypatch.setattr(term, "_awaits_place", lambda _state: False)
+
+
+def _nobody_evicted_and_guards_not_started_anew(monkeypatch):
+    keep = term._keep_guard
+    monkeypatch.setattr(term, "_keep_guard", lambda state, now: (state, []) if now > 1005 else keep(state, now))
+
+
+def _deadline_not_kept_by_the_guard(monkeypatch):
+    monkeypatch.setattr(custody, "_keep_deadlines", lambda state, _now: (state, []))
+
+
+def _znode_removed_under_the_orphan(monkeypatch):
+    orphaned = custody._orphaned
+
+    def hasty(state, now):
+        alive = state.child is custody.Child.ALIVE
+        state, actions = orphaned(state, now)
+        return state, [*actions, Act.REMOVE_ZNODE] if alive else actions
+
+    monkeypatch.setattr(custody, "_orphaned", hasty)
+
+
+FAULTS = [
+    _counted_from_the_reply,
+    _hard_deadline_at_the_session_timeout,
+    _left_before_the_child_is_dead,
+    _evicted_whatever_the_version,
+    _evicted_after_half_a_lease,
+    _evicted_sooner_after_a_failed_try,
+    _ledger_not_heeded,
+    _last_seen_taken_for_last_renewed,
+    _started_before_the_first_renewal,
+    _guard_killed_and_its_child_taken_for_dead,
+    _stuck_guard_not_killed,
+    _stuck_thread_of_kazoo_not_noticed,
+    _nobody_evicted_and_guards_not_started_anew,
+    _deadline_not_kept_by_the_guard,
+    _znode_removed_under_the_orphan,
+]
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
+def test_the_world_finds_the_fault(fault, monkeypatch):
+    fault(monkeypatch)
+    with quickly():
+        assert any(_finds_it(seed) for seed in range(SEEDS_AT_MOST))
+
+
+def _finds_it(seed):
+    try:
+        World(seed).ordeal()
+        World(seed).robbery()
+        World(seed).stall()
+    except Violation:
+        return True
+    return False
