@@ -218,7 +218,7 @@ def election_name(name: str | None, command: Sequence[str]) -> str:
             )
     if not name or len(name) > NAME_AT_MOST or not name.isprintable() or "/" in name or name in {".", ".."}:
         raise ConfigError(
-            f"{name!r} cannot be an election's name: it must be 1 to {NAME_AT_MOST} printable characters without a slash"
+            f"{name!r} cannot be an election's name: it must be 1 to {NAME_AT_MOST} printable characters, no slash"
         )
     return name
 

@@ -534,6 +534,9 @@ class Ensemble:
                 self._post(events.ControlRead(Control.decode(data) if data else None))
             elif isinstance(error, zk.NoNodeError):
                 self._post(events.ControlRead(None))
+            elif isinstance(error, zk.NoAuthError):
+                refused = f"ZooKeeper refuses to let us read {path}: check the credentials and the ACL there"
+                self._post(events.Refused(term.EXIT_NO_PERMISSION, refused))
             # Else the connection is lost, and it is read again once there is another.
 
         self._call("get_async", path, touched, then=read)

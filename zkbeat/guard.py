@@ -259,7 +259,7 @@ class Guard:
             os.write(self._removal[1], json.dumps(self._place).encode() + b"\n")
 
     def _remove_znode(self) -> None:
-        """Say that everything is dead, and wait for the end of that process: this one ends then, and with it the lock."""
+        """Say that everything is dead, and wait for that process to end: with this one the host lock goes."""
         if self._removal is None:
             return
         pid, its_input = self._removal

@@ -105,8 +105,8 @@ class Sidecar:
             self._log.say(
                 "warning",
                 "changes-user",
-                f"{self._command[0]} may take its child out of the kernel's reach, should guard and sidecar be killed at "
-                "once: rather run zkbeat as that user, or use setpriv",
+                f"{self._command[0]} may take its child out of the kernel's reach, should guard and sidecar be killed "
+                "at once: rather run zkbeat as that user, or use setpriv",
             )
         for lack in processes.missing():
             self._log.say("warning", "platform", f"on this platform {lack}")

@@ -95,7 +95,17 @@ def _margins(history, naive=None):
             sent_at += there_s
 
 
+SLOW_AFTER_A_CONNECT = (
+    agree(2.0, None),
+    Ensemble(timeout_s=2.0, report_every_s=0.5, phase_s=0.125, announced=[0.0]),
+    0.0625,
+    [(2 / 9, 1 / 6, 0.0, False), (2 / 9, 0.0, 0.0, False), (2 / 9, 0.0, 0.0, False)],
+)
+"""The only report fell between the connect and the slow first renewal, and named nothing."""
+
+
 @given(histories())
+@example(SLOW_AFTER_A_CONNECT)
 @settings(max_examples=2000, deadline=None)
 def test_the_child_is_dead_a_twelfth_before_the_session_can_expire(history):
     for margin_s in _margins(history):

@@ -54,7 +54,8 @@ def connected(**chosen):
 
 def standby(**chosen):
     sidecar = connected(**chosen).tell(ev.Queued(1, ME, 1, THEM))
-    return sidecar.tell(ev.Renewed(ME, sidecar.now, 7, 5))
+    # What the first answer has measured, a second write tells the others.
+    return sidecar.tell(ev.Renewed(ME, sidecar.now, 7, 5, 0.0)).tell(ev.Renewed(ME, sidecar.now, 7, 5, 0.0))
 
 
 def elected(**chosen):
@@ -243,8 +244,9 @@ def test_a_place_that_is_not_told_is_left_and_then_the_session_dropped(why):
 def test_a_standby_that_was_told_its_place_may_wait_for_ever():
     sidecar = standby()
     for _ in range(5):
-        sidecar.served()
+        assert sidecar.served().did(do.Renew)
         assert not sidecar.did(do.Leave, do.NewSession)
+        sidecar.tell(ev.Renewed(ME, sidecar.now, 7, 5, 0.0))
 
 
 def test_a_place_in_the_line_that_was_deleted_is_taken_anew():
@@ -532,3 +534,44 @@ def test_whatever_happens_in_whatever_order(begin, history):
             assert later is None or later > max(due, now)
         assert isinstance(term.snapshot(state, now)["ready"], bool)
         assert Member.decode(term.member(state, Member("me"), now, 0.0).encode())
+
+
+# what is not answered
+
+
+def test_a_standby_whose_record_is_never_answered_makes_a_new_session():
+    sidecar = standby()
+    written_at = sidecar.state.announce_at
+    assert sidecar.tell(Time(), at=written_at).did(do.Renew)
+    assert not sidecar.tell(Time(), at=written_at + T - 0.1).did(do.NewSession)
+    assert sidecar.tell(Time(), at=written_at + T).did(do.NewSession)
+    assert "new-session" in sidecar.said
+    assert sidecar.state.phase is Phase.CONNECTING
+
+
+def test_a_standby_whose_record_is_answered_keeps_its_session():
+    sidecar = standby()
+    sidecar.tell(Time(), at=sidecar.state.announce_at)
+    sidecar.tell(ev.Renewed(ME, sidecar.now, 7, 6))
+    assert not sidecar.tell(Time(), at=sidecar.now + T).did(do.NewSession)
+
+
+def test_a_reconnect_has_a_standby_write_its_record_anew():
+    sidecar = standby()
+    sidecar.tell(Time(), at=sidecar.state.announce_at)
+    sidecar.tell(ev.Suspended(), at=sidecar.now + 1)
+    assert sidecar.tell(ev.Connected(7, T, sidecar.now), at=sidecar.now + 1).did(do.Renew)
+
+
+def test_a_term_whose_entry_may_have_been_written_is_certified_when_it_ends():
+    sidecar = renewed(elected().tell(ev.ControlRead(None), ev.LedgerRead(LEFT, 3)))
+    assert sidecar.did(do.Enter)
+    # The answer is lost with the connection, and the term ends before the ledger is read again.
+    sidecar.tell(ev.Suspended()).tell(ev.Connected(7, T, sidecar.now))
+    assert sidecar.tell(ev.StepDownRequested("asked")).did(do.Leave) == [do.Leave(1, led=ME)]
+
+
+def test_an_unknown_leaders_lease_is_reckoned_with_the_longest_that_was_seen():
+    sidecar = standby().tell(ev.MemberSeen(THEM, 4, Member(id="them", lease=40.0)))
+    sidecar.tell(ev.Queued(1, ME, 0, None), ev.Elected(1, ME), ev.ControlRead(None), ev.LedgerRead(None, 0))
+    assert sidecar.state.term.wait_until == sidecar.now + term.evict_after_s(40.0)

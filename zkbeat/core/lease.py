@@ -26,7 +26,8 @@ n-th *acknowledged* renewal, a quorum write, was sent.
    `s(n) - r(b)` and at most `T/4` and `(r(b) - s(a)) / m`. The child must be dead `T/12` before the earliest expiry
    that any `m` allows. With two renewals within each `T/4` and prompt answers that is never earlier than by point 4;
    at the `L/4` that point 4 asks for, one slow answer or one late timer would cost `T/12`.
-6. Two things stand in for a renewal. A reconnect is announced to the quorum's leader at once, so it is an `a`. Before
+6. Two things stand in for a renewal. A connect is announced to the quorum's leader at once, so it is an `a`; but there
+   may have been no report between it and `b` at all, and then the connect itself is what was heard of last. Before
    the first renewal of a term there were kazoo's pings, one every `T/3` while this process runs and its connection
    works: one of them is the `a` before that renewal, and by point 5, between any two of them, the session was heard
    of after `s(n) - T/2`.
@@ -77,6 +78,8 @@ class Activity(NamedTuple):
     """When the answer was here: it was received before that."""
     pinged: bool = False
     """This is the earliest that kazoo's last ping can be, and more of them went before it."""
+    announced: bool = False
+    """A connect: the quorum's leader heard of it at once, and perhaps of nothing since."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Lease:
             heard = min(heard, self._heard_of(a, b, last))
             if a.pinged and b.sent_at > recent:
                 heard = min(heard, last - self.session_timeout_s / 2)
+            if a.announced and b.received_by > recent:
+                heard = min(heard, a.sent_at)
         return heard + self.session_timeout_s
 
     def _heard_of(self, a: Activity, b: Activity, last: float) -> float:
@@ -134,9 +139,10 @@ class Lease:
         if not active:
             pinged_at = sent_at - self.session_timeout_s / 3
             at = max(connected_at, pinged_at)
-            active = (Activity(at, at, pinged=connected_at < pinged_at),)
+            pinged = connected_at < pinged_at
+            active = (Activity(at, at, pinged=pinged, announced=not pinged),)
         elif connected_at > active[-1].sent_at:
-            active = (Activity(connected_at, connected_at),)
+            active = (Activity(connected_at, connected_at, announced=True),)
         known = (*active, Activity(sent_at, received_by))
         older = sum(1 for activity in known if activity.received_by <= sent_at - self.session_timeout_s / 4)
         return known[max(older - 1, 0) :]

@@ -182,6 +182,8 @@ class Term:
     wait_until: float | None = None
     """When that will be so, if it is not yet."""
     entering: bool = False
+    may_stand_in_ledger: bool = False
+    """It was tried to enter: the answer may be lost, and what was tried done."""
     entered: bool = False
     """This node stands in the ledger as the leader."""
     started_at: float | None = None
@@ -205,6 +207,8 @@ class State:
     leaving_since: float | None = None
     node: str | None = None
     announce_at: float = 0.0
+    announced_at: float | None = None
+    """When a standby's record was sent whose answer is still to come."""
     rival: Rival | None = None
     took_over_from: Rival | None = None
     head_checked: bool = False
@@ -280,7 +284,7 @@ def next_deadline(state: State) -> float | None:
     if state.rival is not None and state.connected and state.leaving_since is None and state.exit_code is None:
         due.append(state.rival.evict_at)
     if _may_announce(state):
-        due.append(state.announce_at)
+        due += [state.announce_at, _unheard_at(state)]
     due += _term_deadlines(state)
     return min((at for at in due if at is not None), default=None)
 
@@ -406,7 +410,7 @@ def _connected(state: State, event: Connected, now: float) -> Step:
     elif not state.connected:
         actions.append(Say("info", "reconnected", "reconnected within the session"))
     state = replace(state, connected=True, ever_connected=True, connected_at=event.sent_at)
-    state = replace(state, queued_by=now + _patience_s(state))
+    state = replace(state, queued_by=now + _patience_s(state), announce_at=now, announced_at=None)
     if state.term is not None:
         # What was in flight may never be answered. The control's watch is lost as well.
         state = replace(state, term=replace(state.term, in_flight=False, due_at=now, entering=False))
@@ -458,7 +462,7 @@ def _queued(state: State, event: Queued, now: float) -> Step:
     new = state.node != event.node
     actions: list[Action] = []
     if new:
-        state = replace(state, announce_at=now)
+        state = replace(state, announce_at=now, announced_at=None)
         actions.append(Place(event.node))
         place = "first in line" if event.ahead <= 1 else f"number {event.ahead} in line"
         if event.ahead:
@@ -554,7 +558,7 @@ def _renewed(state: State, event: Renewed, now: float) -> Step:
     state, actions = _note_offset(state, event.offset_s)
     if term is None or event.node != term.node:
         # What the first write has measured, a second one tells the others.
-        return replace(state, announce_at=now) if first else state, actions
+        return replace(state, announced_at=None, announce_at=now if first else state.announce_at), actions
     if event.owner != state.session or term.epoch not in {None, event.epoch}:
         state, more = _end_term(state, "the election znode belongs to another session", kill_at=now, now=now)
         return state, actions + more
@@ -610,7 +614,7 @@ def _renewal_failed(state: State, event: RenewalFailed, now: float) -> Step:
         # Somebody has deleted our place in the line, and kazoo waits on as if it were still there.
         return replace(state, leaving_since=now), [Leave(state.attempt)]
     if term is None or event.node != term.node:
-        return state, []
+        return replace(state, announced_at=None), []
     if event.refused:
         return _end_term(state, f"the leadership is gone ({event.reason})", kill_at=now, now=now)
     if event.sent_at == term.sent_at and term.in_flight:
@@ -633,8 +637,10 @@ def _ledger_read(state: State, term: Term, event: LedgerRead, now: float) -> Ste
     elif term.wait_until is not None:
         wait_until = term.wait_until
     else:
-        # Nobody knows when it was last renewed: reckon that it was just now.
-        wait_until = now + evict_after_s(max(ledger.lease if ledger else 0.0, lease.length_s if lease else 0.0))
+        # Nobody knows when it was last renewed: reckon that it was just now, and with the longest lease we know of.
+        seen_s = last.member.lease if last is not None and last.member is not None else None
+        lengths_s = [ledger.lease if ledger else 0.0, lease.length_s if lease else 0.0, seen_s or 0.0]
+        wait_until = now + evict_after_s(max(lengths_s))
     if wait_until > now and term.wait_until is None:
         left_s = wait_until - now
         why = "the last leader may still run its command"
@@ -910,7 +916,7 @@ def _lead(state: State, now: float) -> Step:
         lease = state.lease
         if not term.proven or term.entering or term.ledger_version is None or lease is None:
             return state, []
-        return replace(state, term=replace(term, entering=True)), [
+        return replace(state, term=replace(term, entering=True, may_stand_in_ledger=True)), [
             Enter(term.node, term.ledger_version, lease.length_s)
         ]
     state = replace(state, child=Child.STARTING, guard=Guard.HOLDING)
@@ -930,7 +936,7 @@ def _leave(state: State, now: float) -> Step:
         state = replace(state, term=None, took_over_from=None)
         if state.contending and state.leaving_since is None:
             state = replace(state, leaving_since=now)
-            actions.append(Leave(state.attempt, led=term.node if term.entered or term.entering else None))
+            actions.append(Leave(state.attempt, led=term.node if term.may_stand_in_ledger else None))
     if state.exit_code is not None and state.term is None and state.contending and state.leaving_since is None:
         state = replace(state, leaving_since=now)
         actions.append(Leave(state.attempt))
@@ -939,11 +945,18 @@ def _leave(state: State, now: float) -> Step:
         actions += [Say("warning", "no-place", "kazoo does not tell our place in the line"), Leave(state.attempt)]
     overdue = state.leaving_since is not None and now >= state.leaving_since + LEAVE_WITHIN_S
     if overdue and state.exit_code is None and state.child is Child.NONE:
-        # Its thread is stuck in a call that is never answered. The session ends with its client, and takes the znode
-        # along.
-        state = replace(state, contending=False, leaving_since=None, connected=False, session=None, node=None)
-        actions.append(NewSession())
+        # Its thread is stuck in a call that is never answered.
+        state, more = _anew(state, "leaving the election takes too long")
+        actions += more
     return state, actions
+
+
+def _anew(state: State, why: str) -> Step:
+    """Drop the session for another one: it ends with its client, and takes our znode along."""
+    state = replace(
+        state, contending=False, leaving_since=None, connected=False, session=None, node=None, announced_at=None
+    )
+    return state, [Say("warning", "new-session", f"{why}: dropping the session for another one"), NewSession()]
 
 
 def _evict(state: State, now: float) -> Step:
@@ -972,11 +985,19 @@ def _may_announce(state: State) -> bool:
     return waits and state.connected and state.exit_code is None
 
 
+def _unheard_at(state: State) -> float | None:
+    """When a standby whose record was not answered has waited long enough: no live connection is that slow."""
+    return state.announced_at + state.settings.session_timeout_s if state.announced_at is not None else None
+
+
 def _announce(state: State, now: float) -> Step:
-    """Write a standby's record now and then."""
+    """Write a standby's record now and then; without an answer kazoo hangs, and only seems to be connected."""
+    unheard_at = _unheard_at(state)
+    if unheard_at is not None and now >= unheard_at and _may_announce(state):
+        return _anew(state, "ZooKeeper does not answer, though kazoo thinks that it is connected")
     if state.node is None or not _may_announce(state) or now < state.announce_at:
         return state, []
-    return replace(state, announce_at=now + ANNOUNCE_EVERY_S), [Renew(state.node, now)]
+    return replace(state, announce_at=now + ANNOUNCE_EVERY_S, announced_at=now), [Renew(state.node, now)]
 
 
 def _contend(state: State, now: float) -> Step:
