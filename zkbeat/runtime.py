@@ -95,11 +95,12 @@ class RuntimeDirectory:
             above, found = self.path.parent.stat(), self.path.lstat()
         except OSError as error:
             raise _failed(f"cannot make the runtime directory {self.path}", error) from None
-        # Who may rename what is in there can put a directory of their own in the place of ours.
-        if above.st_uid not in {0, os.geteuid()} or (above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX):
+        # Whose it is may put a directory of their own in the place of ours. (Not asked: whether others may write there.
+        # A volume of Kubernetes' is root's and open to all, who are the one user of the container.)
+        if above.st_uid not in {0, os.geteuid()}:
             raise RuntimeDirectoryError(
-                f"others may replace the runtime directory {self.path}: "
-                f"{self.path.parent} must be yours or root's, and not writable for others"
+                f"another user (uid {above.st_uid}) may replace the runtime directory {self.path}: "
+                f"{self.path.parent} must be yours or root's"
             )
         if stat.S_ISLNK(found.st_mode):
             raise RuntimeDirectoryError(f"the runtime directory {self.path} is a symbolic link: name a real directory")

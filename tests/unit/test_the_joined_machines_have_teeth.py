@@ -113,10 +113,6 @@ def _stuck_guard_not_killed(monkeypatch):
     monkeypatch.setattr(term, "_doubt_guard", lambda state, _now: (state, []))
 
 
-def _stuck_thread_of_kazoo_not_noticed(monkeypatch):
-    monkeypatch.setattr(term, "_awaits_place", lambda _state: False)
-
-
 def _nobody_evicted_and_guards_not_started_anew(monkeypatch):
     keep = term._keep_guard
     monkeypatch.setattr(term, "_keep_guard", lambda state, now: (state, []) if now > 1005 else keep(state, now))
@@ -149,7 +145,6 @@ FAULTS = [
     _started_before_the_first_renewal,
     _guard_killed_and_its_child_taken_for_dead,
     _stuck_guard_not_killed,
-    _stuck_thread_of_kazoo_not_noticed,
     _nobody_evicted_and_guards_not_started_anew,
     _deadline_not_kept_by_the_guard,
     _znode_removed_under_the_orphan,
