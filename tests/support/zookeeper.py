@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from kazoo.exceptions import NotEmptyError
+
 from tests.support.waiting import wait_until
 from zkbeat.dev import Server, ServerError, free_ports
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from kazoo.client import KazooClient
     from typing_extensions import Self
 
     from tests.support.net import Lan
@@ -156,3 +159,13 @@ def _mode(server: Server) -> str | None:
         return None
     found = _MODE.search(answer)
     return found[1] if found else None
+
+
+def delete_all(client: KazooClient, path: str) -> None:
+    """Delete a znode and everything below it, as `deleteall` does, also when others go on making znodes there."""
+    while True:
+        try:
+            client.delete(path, recursive=True)
+        except NotEmptyError:
+            continue
+        return

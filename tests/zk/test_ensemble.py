@@ -13,6 +13,7 @@ from kazoo.retry import ForceRetryError
 
 from tests.support.events import Posted
 from tests.support.waiting import wait_until
+from tests.support.zookeeper import delete_all
 from zkbeat import clock
 from zkbeat.access import Access
 from zkbeat.core import events
@@ -187,7 +188,7 @@ def test_a_deleted_election_path_heals_and_somebody_is_elected(zk_hosts, zk_root
         _elected(first, of_first)
         second.join(1, ME)
         of_second.next(events.Queued)
-        zk_client.delete(f"{zk_root}/e", recursive=True)
+        delete_all(zk_client, f"{zk_root}/e")
         # kazoo does not make the parent again (NoNodeError): the attempt ends, and the next one makes it.
         ended = of_second.next((events.ElectionEnded, events.Elected))  # type: ignore[arg-type]
         if isinstance(ended, events.ElectionEnded):

@@ -12,6 +12,7 @@ import pytest
 from tests.support.lives import Lives
 from tests.support.nodes import Node, alive, wait_dead
 from tests.support.waiting import wait_until
+from tests.support.zookeeper import delete_all
 from zkbeat.core.record import Term
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def test_the_record_of_the_terms_says_who_led_and_why_it_ended(cluster, zk_clien
 
 def test_a_deleted_election_path_costs_a_term_and_heals(cluster, zk_client):
     child = cluster.wait_leader().child
-    zk_client.delete(f"{cluster.root}/e", recursive=True)
+    delete_all(zk_client, f"{cluster.root}/e")
     wait_dead([child], LEASE_S + 1, "the old child dead by the lease")
     wait_until(cluster.lives.leader, 15, "another child", cluster.logs)
 
