@@ -49,11 +49,11 @@ zk: .venv/.dev
 
 deploy: .venv/.dev
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
-	$(PYTEST) tests/deploy
+	$(PYTEST) -m 'not container' tests/deploy
 
 container: .venv/.dev
 	@.ci/packages $(CONTAINER_PACKAGES)
-	.ci/with-containers $(PYTEST) tests/container
+	.ci/with-containers $(PYTEST) -m container tests/container tests/deploy
 
 bench: .venv/.dev
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
