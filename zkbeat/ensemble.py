@@ -255,7 +255,7 @@ class _Attempt:
     def __init__(
         self, number: int, client: KazooClient, path: str, data: bytes, prepare: Callable[[], None], post: Post
     ) -> None:
-        self._number = number
+        self.number = number
         self._path = path
         self._prepare = prepare
         self._post = post
@@ -279,7 +279,7 @@ class _Attempt:
         self._lock.cancel()
 
     def _queued(self, node: str, ahead: int, head: str | None) -> None:
-        self._post(events.Queued(self._number, node, ahead, head))
+        self._post(events.Queued(self.number, node, ahead, head))
 
     def _run(self) -> None:
         error: str | None = None
@@ -295,11 +295,11 @@ class _Attempt:
         # Whatever it is, the loop must hear that this attempt is over.
         except Exception as failure:  # noqa: BLE001
             error = None if self._over.is_set() else describe(failure)
-        self._post(events.ElectionEnded(self._number, error))
+        self._post(events.ElectionEnded(self.number, error))
 
     def _lead(self) -> None:
         if self._lock.is_acquired and self._lock.node is not None and not self._over.is_set():
-            self._post(events.Elected(self._number, self._lock.node))
+            self._post(events.Elected(self.number, self._lock.node))
             self._over.wait()
 
 
@@ -403,12 +403,11 @@ class Ensemble:
             former = self._former
             self._attempt = _Attempt(attempt, self._client, path, data, lambda: self._prepare(former), self._post)
             self._former = (*former, self._attempt.prefix)[-FORMER_KEPT:]
-            self._number = attempt
 
     def leave(self, attempt: int, led: str | None) -> None:
         """End that attempt; with `led`, have the ledger say first that the child of that znode's term is dead."""
         current = self._attempt
-        if current is None or self._number != attempt:
+        if current is None or current.number != attempt:
             return
         if led is None or self._client is None:
             current.leave()
