@@ -432,6 +432,22 @@ def test_kazoo_still_runs_the_leader_function_without_the_leadership_when_interr
         client.close()
 
 
+def test_a_leader_function_that_is_called_without_the_leadership_says_nothing(zk_hosts, zk_root, monkeypatch):
+    """What the trap above would do, had the attempt not been told to leave."""
+    with _opened(zk_hosts, zk_root) as (first, of_first, _), _opened(zk_hosts, zk_root) as (second, of_second, _):
+        _elected(first, of_first)
+        second.join(1, ME)
+        of_second.next(events.Queued)
+        attempt = second._attempt
+        assert attempt._lock.node is not None
+        assert not attempt._lock.is_acquired
+        monkeypatch.setattr(attempt._over, "wait", lambda: None)
+        attempt._lead()
+        second.leave(1, None)
+        of_second.next(events.ElectionEnded)
+        assert not [event for event in of_second.all if isinstance(event, events.Elected)]
+
+
 def test_deleting_by_name_does_not_need_the_session(zk_hosts, zk_root, zk_client):
     with _opened(zk_hosts, zk_root) as (ensemble, posted, _):
         elected = _elected(ensemble, posted)
