@@ -110,10 +110,10 @@ def test_another_node_takes_over(cluster, fault, request):
 
 def test_a_killed_sidecars_znode_is_gone_long_before_its_session(cluster, zk_client: KazooClient):
     leader = cluster.wait_leader()
+    child = leader.child  # found by way of its guard, which will not live long
     election = f"{cluster.root}/e/election"
     before = set(zk_client.get_children(election))
     os.kill(leader.sidecar, signal.SIGKILL)
-    child = leader.child
     wait_dead([child], 3.0)
     dead_at = time.monotonic()
     wait_until(lambda: len(before - set(zk_client.get_children(election))) == 1, 2.0, "the znode to go", cluster.logs)
