@@ -31,12 +31,11 @@ import select
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from typing import Any
 
-from zkbeat import clock, processes, start
+from zkbeat import clock, fence, processes, start
 from zkbeat.core import custody
 from zkbeat.core.custody import Act
 
@@ -61,9 +60,6 @@ SHRUGGED_OFF = (
     signal.SIGTTOU,
 )
 
-LEASE_FORMAT = "=qq"
-"""The lease file: the soft and the hard deadline, CLOCK_BOOTTIME nanoseconds."""
-
 
 class Guard:
     """One guard: one child at most."""
@@ -84,6 +80,7 @@ class Guard:
         self._received = b""
         self._state = custody.Custody()
         self._alarm = clock.Alarm()
+        self._deadman = clock.Deadman()
         self._ended = False
 
     def run(self) -> None:
@@ -122,8 +119,13 @@ class Guard:
 
     def _step(self, event: custody.Event) -> None:
         self._state, actions = custody.step(self._state, event, clock.now())
+        at = custody.kernel_deadline(self._state)
+        if at is not None:  # before the child starts
+            self._deadman.set(at)
         for action in actions:
             self._carry_out(action)
+        if self._deadman.armed and custody.kernel_deadline(self._state) is None:  # after it was killed
+            self._deadman.set(None)
 
     def _carry_out(self, action: custody.Action) -> None:  # noqa: C901
         match action:
@@ -200,7 +202,7 @@ class Guard:
         with contextlib.suppress(OSError):
             if self._lease_fd is None:
                 self._lease_fd = os.open(self._order["lease_file"], os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.pwrite(self._lease_fd, struct.pack(LEASE_FORMAT, int(soft * 1e9), int(hard * 1e9)), 0)
+            os.pwrite(self._lease_fd, fence.pack(soft, hard), 0)
 
     def _spawn(self) -> None:
         leash = self._leash = processes.Leash()

@@ -31,6 +31,7 @@ def missing() -> list[str]:
     return [
         "a child is not killed by the kernel when its guard is killed (no parent-death signal)",
         "descendants that leave the child's process group are not found (no child subreaper)",
+        "a guard that is stopped cannot keep the deadline (no timer that kills)",
     ]
 
 

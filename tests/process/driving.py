@@ -18,7 +18,7 @@ import psutil
 from tests.support.nodes import Family
 from tests.support.waiting import wait_until
 from zkbeat import clock
-from zkbeat.guard import LEASE_FORMAT
+from zkbeat.fence import LEASE_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,6 +14,7 @@ from tests.support.nodes import alive, wait_dead
 from tests.support.waiting import wait_until
 from zkbeat import clock
 from zkbeat.core.custody import ANSWER_WITHIN_S, ORPHAN_GRACE_S
+from zkbeat.core.lease import KILL_MARGIN_S
 from zkbeat.guard import SHRUGGED_OFF
 
 MARGIN_S = 0.5
@@ -122,17 +123,36 @@ def test_a_suspended_guard_is_for_the_sidecar_to_notice_and_its_death_is_the_chi
     assert not sidecar.events("GuardConfirmed")
 
 
-def test_a_guard_that_was_suspended_over_the_deadline_kills_when_it_is_continued(sidecar, kin):
-    family = kin("child+stubborn")
-    sidecar.begin(family.argv, 0.4, 0.6)
+@pytest.mark.parametrize("frozen", ["the guard", "the node"])
+def test_the_kernel_keeps_the_deadline_of_a_guard_that_is_suspended(sidecar, kin, frozen):
+    family = kin("child+stubborn", "fork:below+stubborn")
+    sidecar.begin(family.argv, 0.6, 0.8)
+    pids = [*family.wait_ready(sidecar.report).values()]
+    for pid in [sidecar.guard] if frozen == "the guard" else [sidecar.pid, sidecar.guard, *pids]:
+        stop(pid)
+    sidecar.order("extend", clock.now() + 50, clock.now() + 60)  # comes too late, however early it was sent
+    wait_dead([sidecar.guard, *pids], 0.8 + KILL_MARGIN_S + MARGIN_S)
+
+
+def test_the_kernel_leaves_a_guard_in_peace_whose_lease_is_extended(sidecar, kin):
+    family = kin("child")
+    began = sidecar.begin(family.argv, 0.6, 0.8)
     pid = family.wait_ready(sidecar.report)["child"]
+    sidecar.order("extend", began + 50, began + 60)
+    sidecar.event("GuardConfirmed")
     stop(sidecar.guard)
-    now = clock.now()
-    sidecar.order("extend", now + 50, now + 60)  # comes too late, however early it was sent
-    wait_until(lambda: clock.now() > now + 0.7, 5, "the deadline is over")
-    os.kill(sidecar.guard, signal.SIGCONT)
-    wait_dead([pid], 0.25)
-    assert sidecar.event("ChildDead")["overdue"] is True
+    wait_until(lambda: clock.now() > began + 1.2, 5, "the first deadline is over")
+    assert alive(pid)
+    assert alive(sidecar.guard)
+
+
+def test_the_kernel_leaves_a_guard_in_peace_whose_child_is_dead(sidecar):
+    began = sidecar.begin([sys.executable, "-c", ""], 0.6, 0.8)
+    sidecar.event("ChildDead")
+    sidecar.order("tell", {"do": "place", "znode": "/none", "led": False, "access": {}, "note": "/none"})
+    stop(sidecar.guard)
+    wait_until(lambda: clock.now() > began + 1.2, 5, "the deadline is over")
+    assert alive(sidecar.guard)
 
 
 # deadlines

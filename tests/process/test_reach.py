@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from zkbeat import clock, processes
-from zkbeat.config import ConfigError, check_command
+from zkbeat.command import check_command
 from zkbeat.core import events
+from zkbeat.errors import ConfigError
 from zkbeat.link import Link
 
 

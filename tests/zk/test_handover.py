@@ -95,15 +95,13 @@ def _kill(number: int, *which: str) -> Callable[[Node], None]:
         pytest.param(_kill(signal.SIGSTOP, "sidecar"), id="sidecar stopped"),
         pytest.param(_kill(signal.SIGSTOP, "guard"), id="guard stopped"),
         pytest.param(_kill(signal.SIGSTOP, "guard", "sidecar"), id="guard and sidecar stopped"),
+        pytest.param(_kill(signal.SIGSTOP, "child", "guard", "sidecar"), id="the node frozen"),
     ],
 )
-def test_another_node_takes_over(cluster, fault, request):
+def test_another_node_takes_over(cluster, fault):
     leader = cluster.wait_leader()
     child = leader.child
     fault(leader)
-    if request.node.callspec.id == "guard and sidecar stopped":
-        # Nobody is left to keep the deadline: only the child's own fence could. See docs/explanation.md.
-        os.kill(child, signal.SIGKILL)
     cluster.wait_leader(but=leader)
     assert not alive(child)
 

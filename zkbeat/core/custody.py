@@ -1,7 +1,8 @@
 """What the guard decides: the process that is the child's parent and holds the lease's deadline.
 
 The guard outlives the sidecar on purpose. Whatever becomes of the sidecar (killed, stopped, hung, cut off), the last
-deadlines it passed on stand, and the guard keeps them: TERM at the soft one, KILL to everything at the hard one. Only
+deadlines it passed on stand, and the guard keeps them: TERM at the soft one, KILL to everything at the hard one. Should
+the guard itself not run by then (stopped, frozen with the whole node), the kernel kills it, and its child with it. Only
 once everything is dead does it report, or, with nobody left to report to, have the term's znode removed.
 
 `step(state, event, now)` is a pure function. `now` and all instants are CLOCK_BOOTTIME seconds.
@@ -12,11 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from zkbeat.core.lease import KILL_MARGIN_S
+
 ORPHAN_GRACE_S = 1.0
 """How long a child may take to end after its sidecar is gone; a healthy beat takes a fifth of that."""
 
 ANSWER_WITHIN_S = 1.0
 """A sidecar that has not answered the report of a missed deadline by then is hung, and is killed."""
+
+KERNEL_AFTER_S = KILL_MARGIN_S * 0.4
+"""How long after the hard deadline the kernel steps in: a guard that is awake has killed by then."""
 
 
 class Child(Enum):
@@ -152,6 +158,16 @@ def next_deadline(state: Custody) -> float | None:
     elif state.child is Child.DEAD and not state.done:
         due = [state.answer_by]
     return min((at for at in due if at is not None), default=None)
+
+
+def kernel_deadline(state: Custody) -> float | None:
+    """When the kernel is to kill the guard itself, and by the leash its child, should it not run at the hard deadline.
+
+    Not once everything was sent its KILL: a guard that only waits for the dead has still to report, or to remove.
+    """
+    if state.child is not Child.ALIVE or state.hard is None:
+        return None
+    return state.hard + KERNEL_AFTER_S
 
 
 def step(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action]]:
