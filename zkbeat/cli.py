@@ -20,7 +20,9 @@ import typer
 
 from zkbeat import __version__, start
 from zkbeat.access import Access
-from zkbeat.config import Config, ConfigError, access_from, check_command, check_root, election_name, read_file, resolve
+from zkbeat.command import check_command
+from zkbeat.config import Config, access_from, check_root, election_name, read_file, resolve
+from zkbeat.errors import ConfigError
 from zkbeat.runtime import default_base
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

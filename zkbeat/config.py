@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 import socket
-import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +18,9 @@ from typing import Any
 
 from zkbeat import __version__
 from zkbeat.access import Access
+from zkbeat.command import celery_app
 from zkbeat.core.lease import LeaseError, agree
+from zkbeat.errors import ConfigError
 from zkbeat.runtime import default_base
 
 if sys.version_info >= (3, 11):
@@ -34,14 +34,6 @@ SECRETS = ("auth_password", "tls_key_password")
 """Options that may not stand in an argument vector, where every user of the machine could read them."""
 
 NAME_AT_MOST = 100
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; the message is one line and says what to do."""
-
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 EXIT_USAGE = 2
@@ -228,78 +220,6 @@ def check_root(root: str) -> str:
     if not root.startswith("/") or "//" in root or not root.isprintable() or (root.endswith("/") and root != "/"):
         raise ConfigError(f"--root must be an absolute path without a slash at its end, not {root!r}")
     return root
-
-
-def celery_app(command: Sequence[str]) -> str | None:
-    """Return APP of `celery -A APP ...`, however the option is written and celery is called."""
-    words = list(command)
-    if not _is_celery(words):
-        return None
-    for at, word in enumerate(words):
-        if word in {"-A", "--app"}:
-            return words[at + 1] if at + 1 < len(words) else None
-        if word.startswith("--app="):
-            return word[len("--app=") :]
-        if word.startswith("-A") and word != "-A":
-            return word[2:]
-    return None
-
-
-def _is_celery(words: Sequence[str]) -> bool:
-    if not words:
-        return False
-    if os.path.basename(words[0]) == "celery":  # noqa: PTH119  # a word, not a path of ours
-        return True
-    runs_module = re.fullmatch(r"python[\d.]*", os.path.basename(words[0]))  # noqa: PTH119
-    return bool(runs_module) and any(pair == ("-m", "celery") for pair in zip(words, words[1:]))  # noqa: B905, RUF007
-
-
-def check_command(command: Sequence[str]) -> None:
-    """Refuse what cannot be run, or would escape from its guard. Raises ConfigError (2, 126, 127).
-
-    Done at the start, on the standby too: not at the first hand-over.
-    """
-    if not command:
-        raise ConfigError("no command: write it behind two dashes, as in: zkbeat -- celery -A proj beat")
-    program = command[0]
-    if "\0" in "".join(command):
-        raise ConfigError("the command contains a NUL byte")
-    found = _find(program)
-    if found is None:
-        raise ConfigError(f"the command {program!r} is not found", 127)
-    if not os.access(found, os.X_OK) or Path(found).is_dir():
-        raise ConfigError(f"the command {program!r} is not executable", 126)
-    if os.geteuid() != 0 and Path(found).stat().st_mode & (stat.S_ISUID | stat.S_ISGID):
-        raise ConfigError(
-            f"the command {program!r} changes its user, and this one could not kill it when the lease runs out: "
-            "run zkbeat itself as that user"
-        )
-    if not _is_celery(command):
-        return
-    words = set(command)
-    detach = {"--detach", "-D"} if "worker" in words else {"--detach"}
-    if words & detach or any(word.startswith("--detach=") for word in command):
-        raise ConfigError(
-            "with --detach celery leaves for the background, where nobody can stop it when the lease runs out: "
-            "drop --detach"
-        )
-    if "worker" in words and any(word == "--beat" or re.match("-[CDEq]*B", word) for word in command):
-        raise ConfigError(
-            "celery worker -B runs a beat inside a worker, and only one node would have a worker: "
-            "run the workers by themselves, without -B, and `celery beat` under zkbeat"
-        )
-    if "multi" in words:
-        raise ConfigError("celery multi leaves for the background, where nobody can stop it: run `celery beat` itself")
-
-
-def _find(program: str) -> str | None:
-    if "/" in program:
-        return program if Path(program).exists() else None
-    for directory in os.get_exec_path():
-        candidate = Path(directory) / program
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            return str(candidate)
-    return None
 
 
 def _one_of(given: Mapping[str, Any], option: str, choices: tuple[str, ...]) -> str:

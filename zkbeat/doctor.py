@@ -14,9 +14,10 @@ from kazoo.handlers.threading import KazooTimeoutError
 
 from zkbeat import clock, probe
 from zkbeat.access import Access
-from zkbeat.config import ConfigError, check_command
+from zkbeat.command import check_command
 from zkbeat.core.lease import LeaseError, agree
 from zkbeat.ensemble import describe, plain_client, stop_within
+from zkbeat.errors import ConfigError
 
 CONNECT_WITHIN_S = 5.0
 CALL_WITHIN_S = 5.0

@@ -17,6 +17,7 @@ from tests.support.lives import Lives, end, family, hold_first_election
 from tests.support.waiting import wait_until
 from zkbeat import config, health
 from zkbeat.__main__ import route
+from zkbeat.command import check_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +121,7 @@ def test_the_container_runs_a_command_that_zkbeat_takes(tmp_path):
     assert container()["command"] == ["zkbeat"]
     what, options, command = route(container()["args"])
     assert (what, options) == ("run", [])
-    config.check_command([str(BIN / command[0]), *command[1:]])
+    check_command([str(BIN / command[0]), *command[1:]])
     environment = plain_environment()
     given = {
         name.removeprefix("ZKBEAT_").lower(): value for name, value in environment.items() if name.startswith("ZKBEAT_")
