@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from zkbeat import start
 
-SUBCOMMANDS = ("health", "status", "step-down", "pause", "resume", "doctor", "demo")
+SUBCOMMANDS = ("health", "status", "step-down", "pause", "resume", "reload", "doctor", "demo")
 
 
 def route(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:

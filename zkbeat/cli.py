@@ -13,6 +13,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
@@ -20,7 +21,7 @@ import typer
 
 from zkbeat import __version__, start
 from zkbeat.access import Access
-from zkbeat.command import check_command
+from zkbeat.command import Launch, check_command, launch
 from zkbeat.config import Config, access_from, check_root, election_name, read_file, resolve
 from zkbeat.errors import ConfigError
 from zkbeat.runtime import default_base
@@ -163,6 +164,26 @@ def run(
             "Do not lead while the clock is further off ZooKeeper's, in seconds. Default: no limit.",
         ),
     ] = None,
+    no_launcher: Annotated[  # noqa: ARG001
+        bool,
+        _option(
+            "--no-launcher", "Start celery beat just as it is: its ticks are not watched, and it carries no fence."
+        ),
+    ] = False,
+    preload: Annotated[  # noqa: ARG001
+        bool,
+        _option("--preload", "Load celery and the app on the standby in advance, for the price of their memory."),
+    ] = False,
+    max_silence: Annotated[  # noqa: ARG001
+        Number,
+        _option(
+            "--max-silence",
+            "Seconds that celery beat may owe a tick before it is not ready, and stuck. At least 1. Default: 20.",
+        ),
+    ] = None,
+    restart_stuck: Annotated[  # noqa: ARG001
+        bool, _option("--restart-stuck", "End the term of a beat that is stuck, so that another node tries.")
+    ] = False,
     log_format: Annotated[Text, _option("--log-format", "human or json. Default: human.")] = None,  # noqa: ARG001
     log_level: Annotated[Text, _option("--log-level", "debug, info, warning or error. Default: info.")] = None,  # noqa: ARG001
     dev: Annotated[bool, _option("--dev", "Start, or join, a ZooKeeper on this machine, to try things out.")] = False,
@@ -172,7 +193,7 @@ def run(
 ) -> int:
     """Run COMMAND on exactly one of all nodes that run this: zkbeat [OPTIONS] -- COMMAND [ARGS]...
 
-    Beside it: zkbeat health, status, step-down, pause, resume, doctor, demo; each has a --help of its own.
+    Beside it: zkbeat health, status, step-down, pause, resume, reload, doctor, demo; each has a --help of its own.
     """
     command: list[str] = context.obj
     if context.args:
@@ -182,7 +203,8 @@ def run(
     if dev:
         hosts, dev_pid = _dev_server()
         given = {**given, "hosts": hosts}
-    _become_sidecar(resolve(given, context.default_map or {}, os.environ, command), command, dev_pid)
+    config = resolve(given, context.default_map or {}, os.environ, command)
+    _become_sidecar(config, command, launch(command) if config.launcher else Launch(command), dev_pid)
 
 
 def _explain_words(words: list[str], command: list[str]) -> str:
@@ -196,12 +218,13 @@ def _explain_words(words: list[str], command: list[str]) -> str:
     return f"{start}: the command goes behind two dashes, as in: zkbeat -- {shlex.join(words)}"
 
 
-def _become_sidecar(config: Config, command: list[str], dev_pid: int | None) -> NoReturn:
+def _become_sidecar(config: Config, command: list[str], how: Launch, dev_pid: int | None) -> NoReturn:
     """Go on as the sidecar, in this process but without what the command line needed: half of the memory.
 
     The configuration, which holds the secrets, goes through a file without a name.
     """
-    handed_over = json.dumps({"config": config.to_json(), "command": command, "dev_pid": dev_pid}).encode()
+    order = {"config": config.to_json(), "command": command, "launch": asdict(how), "dev_pid": dev_pid}
+    handed_over = json.dumps(order).encode()
     nameless = os.fdopen(os.memfd_create("zkbeat"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()  # noqa: SIM115
     with nameless as file:
         file.write(handed_over)
@@ -276,6 +299,18 @@ def resume(*, given: Mapping[str, Any], context: typer.Context) -> int:
     from zkbeat import operate
 
     return operate.set_paused(*_where(context, given), paused=False, reason=None)
+
+
+@app.command()
+def reload(
+    *,
+    name: Annotated[Text, _option("--name", "Which election, if several run on this node.")] = None,
+    runtime_dir: Annotated[Text, _option("--runtime-dir", "Where the sidecar's socket is.")] = None,
+) -> int:
+    """Load the app anew, after a deploy, in the process that waits with it on this node (--preload)."""
+    from zkbeat import operate_here
+
+    return operate_here.reload(name, runtime_dir)
 
 
 @_command("doctor")

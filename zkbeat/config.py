@@ -55,6 +55,10 @@ class Config:
     on_exit: str = "rejoin"
     strict: bool = False
     max_clock_offset_s: float | None = None
+    launcher: bool = True
+    preload: bool = False
+    max_silence_s: float = 20.0
+    restart_stuck: bool = False
     log_format: str = "human"
     log_level: str = "info"
     host: str = ""
@@ -157,6 +161,9 @@ def resolve(
     member = given.get("id") or host
     if not member.isprintable() or len(member) > NAME_AT_MOST:
         raise ConfigError(f"--id must be printable and at most {NAME_AT_MOST} characters long")
+    for option in ("preload", "restart_stuck"):
+        if given.get("no_launcher") and given.get(option):
+            raise ConfigError(f"--{option.replace('_', '-')} needs the launcher: drop --no-launcher")
     runtime_dir = given.get("runtime_dir")
     return Config(
         access=access,
@@ -170,6 +177,10 @@ def resolve(
         on_exit=_one_of(given, "on_exit", ("rejoin", "exit")),
         strict=bool(given.get("strict")),
         max_clock_offset_s=max_offset_s,
+        launcher=not given.get("no_launcher"),
+        preload=bool(given.get("preload")),
+        max_silence_s=_seconds(given, "max_silence", default=20.0, at_least=1.0),
+        restart_stuck=bool(given.get("restart_stuck")),
         log_format=_one_of(given, "log_format", ("human", "json")),
         log_level=_one_of(given, "log_level", ("info", "debug", "warning", "error")),
         host=host,
@@ -237,6 +248,8 @@ def _seconds(given: Mapping[str, Any], option: str, default: float = 0.0, at_lea
         raise ConfigError(f"{flag} must be a number of seconds up to a day, not {seconds:g}")
     if seconds < 0 or (at_least is None and seconds == 0):
         raise ConfigError(f"{flag} must be a positive number of seconds, not {seconds:g}")
+    if at_least is not None and seconds < at_least:
+        raise ConfigError(f"{flag} must be at least {at_least:g} seconds, not {seconds:g}")
     return seconds
 
 

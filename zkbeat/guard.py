@@ -5,7 +5,8 @@
 | from the sidecar | meaning |
 |---|---|
 | `{"do": "place", "znode", "led", "access", "note"}` | our election znode, and how to reach ZooKeeper to delete it |
-| `{"do": "begin", "argv", "env", "lease_file", "soft", "hard"}` | start the child |
+| `{"do": "park", "argv", "env"}` | load the child's app in advance, in a process that waits at its gate; or anew |
+| `{"do": "begin", "argv", "env", "lease_file", "soft", "hard"}` | start the child, or open the gate |
 | `{"do": "extend", "n", "soft", "hard"}` | the lease was renewed |
 | `{"do": "stop", "kill_at"}`, `{"do": "kill"}`, `{"do": "signal", "number"}` | end it, or pass a signal on |
 | `{"do": "answered"}` | nothing runs, and the sidecar knows: the guard may end |
@@ -13,6 +14,8 @@
 | to the sidecar | meaning |
 |---|---|
 | `{"is": "ready"}` | nothing will fail any more but the command itself |
+| `{"is": "parked", "pid", "kib"}` | a process waits at the gate; what it takes of the memory |
+| `{"is": "unparked", "why"}` | it could not be parked, or is gone: the child will be started plainly |
 | `{"is": "started", "pid"}` | the child runs |
 | `{"is": "extended", "n"}` | that extension is in force |
 | `{"is": "powerless", "pid"}` | a process of the child's may not be killed: it runs as another user |
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import selectors
@@ -61,6 +65,10 @@ SHRUGGED_OFF = (
 )
 
 
+GATE_FD = "ZKBEAT_GATE_FD"
+"""Where a process that is parked finds the gate's descriptor (zkbeat/launcher/gate.py)."""
+
+
 class Guard:
     """One guard: one child at most."""
 
@@ -71,9 +79,12 @@ class Guard:
         self._removal: tuple[int, int] | None = None
         self._place: dict[str, Any] | None = None
         self._order: dict[str, Any] = {}
-        self._leash: processes.Leash | None = None
+        self._leashes: list[processes.Leash] = []
         self._child: int | None = None
         self._popen: subprocess.Popen[bytes] | None = None
+        self._parked: subprocess.Popen[bytes] | None = None
+        self._gate: socket.socket | None = None
+        self._said_at_gate = b""
         self._code: int | None = None
         self._error: str | None = None
         self._lease_fd: int | None = None
@@ -81,6 +92,7 @@ class Guard:
         self._state = custody.Custody()
         self._alarm = clock.Alarm()
         self._deadman = clock.Deadman()
+        self._selector = selectors.DefaultSelector()
         self._ended = False
 
     def run(self) -> None:
@@ -91,7 +103,7 @@ class Guard:
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         _shrug_off_signals()
         processes.become_subreaper()
-        selector = selectors.DefaultSelector()
+        selector = self._selector
         selector.register(woken, selectors.EVENT_READ)
         if self._alarm.fd is not None:
             selector.register(self._alarm.fd, selectors.EVENT_READ)
@@ -105,6 +117,8 @@ class Guard:
             if woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(woken, 512)
+            if self._gate is not None and self._gate in ready:
+                self._hear_parked(self._gate)
             self._reap()
             if self._sidecar is not None and self._sidecar in ready and not self._read():
                 selector.unregister(self._sidecar)
@@ -127,12 +141,18 @@ class Guard:
         if self._deadman.armed and custody.kernel_deadline(self._state) is None:  # after it was killed
             self._deadman.set(None)
 
-    def _carry_out(self, action: custody.Action) -> None:  # noqa: C901
+    def _carry_out(self, action: custody.Action) -> None:  # noqa: C901, PLR0912
         match action:
             case custody.Publish(soft, hard):
                 self._publish(soft, hard)
             case custody.Signal(number) if self._child is not None:
                 processes.kill(self._child, number)
+            case Act.PARK:
+                self._park()
+            case Act.UNPARK:
+                self._unpark()
+            case Act.OPEN:
+                self._open()
             case Act.SPAWN:
                 self._spawn()
             case Act.TERMINATE if self._child is not None:
@@ -180,6 +200,9 @@ class Guard:
         match message["do"]:
             case "place":
                 self._place = message
+            case "park":
+                self._order = message
+                self._step(custody.Park())
             case "begin":
                 self._order = message
                 self._step(custody.Begin(message["soft"], message["hard"]))
@@ -205,30 +228,111 @@ class Guard:
             os.pwrite(self._lease_fd, fence.pack(soft, hard), 0)
 
     def _spawn(self) -> None:
-        leash = self._leash = processes.Leash()
-        hard = self._order["hard"]
-        try:
-            # Kept: an object that is thrown away is polled, and its exit status lost, at the next Popen.
-            self._popen = subprocess.Popen(
-                self._order["argv"],
-                env=self._order["env"],
-                start_new_session=True,
-                # Safe here: this process has one thread. It runs after setsid.
-                preexec_fn=lambda: leash.put_on(hard),  # noqa: PLW1509
-                pass_fds=(*self._inherited, leash.fd),
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            self._code = 127 if isinstance(error, FileNotFoundError) else 126
-            self._error = str(error)
+        """Start the child."""
+        started = self._start(self._order["env"], self._order["hard"], ())
+        if isinstance(started, OSError | subprocess.SubprocessError):
+            self._code = 127 if isinstance(started, FileNotFoundError) else 126
+            self._error = str(started)
             self._step(custody.AllDead())
         else:
-            self._child = self._popen.pid
-            self._tell({"is": "started", "pid": self._child})
+            self._is_child(started)
+
+    def _is_child(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen, self._child = popen, popen.pid
+        self._tell({"is": "started", "pid": popen.pid})
+
+    def _start(
+        self, env: dict[str, str], until: float, more_fds: tuple[int, ...]
+    ) -> subprocess.Popen[bytes] | OSError | subprocess.SubprocessError:
+        """Start the command on a leash, in a session of its own; return why, if it cannot be."""
+        leash = processes.Leash()
+        try:
+            return subprocess.Popen(
+                self._order["argv"],
+                env=env,
+                start_new_session=True,
+                # Safe here: this process has one thread. It runs after setsid.
+                preexec_fn=lambda: leash.put_on(until),  # noqa: PLW1509
+                pass_fds=(*self._inherited, leash.fd, *more_fds),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return error
         finally:
             leash.hand_over()
+            self._leashes.append(leash)
+
+    # the gate
+
+    def _park(self) -> None:
+        """Start the command, to load its app and then to wait until it is opened, or we are gone."""
+        ours, theirs = socket.socketpair()
+        env = {**self._order["env"], GATE_FD: str(theirs.fileno())}
+        with theirs:
+            started = self._start(env, math.inf, (theirs.fileno(),))
+        if isinstance(started, OSError | subprocess.SubprocessError):
+            ours.close()
+            self._no_longer_parked(str(started))
+            return
+        ours.setblocking(False)
+        self._parked, self._gate, self._said_at_gate = started, ours, b""
+        self._selector.register(ours, selectors.EVENT_READ)
+
+    def _unpark(self) -> None:
+        if self._parked is not None:
+            processes.kill_group(self._parked.pid, signal.SIGKILL)
+        self._close_gate()
+        self._parked = None
+
+    def _open(self) -> None:
+        """Let what is parked be the child; if it is gone just now, start one."""
+        parked, gate = self._parked, self._gate
+        told = {name: value for name, value in self._order["env"].items() if name.startswith("ZKBEAT_")}
+        try:
+            if parked is None or gate is None:
+                raise BrokenPipeError  # what the socket would say
+            gate.send(json.dumps({"env": told}).encode() + b"\n")
+        except OSError:
+            self._unpark()
+            self._spawn()
+            return
+        self._close_gate()
+        self._parked = None
+        self._is_child(parked)
+
+    def _hear_parked(self, gate: socket.socket) -> None:
+        """Take what was said at the gate: that it is reached, or why it never will be."""
+        with contextlib.suppress(BlockingIOError):
+            data = b""
+            with contextlib.suppress(ConnectionError):
+                data = gate.recv(4096)
+            self._said_at_gate += data
+            if not data:  # its end is told when it is reaped
+                self._selector.unregister(gate)
+        if self._parked is not None and self._said_at_gate.endswith(b"\n"):
+            said = json.loads(self._said_at_gate)
+            if said["is"] == "parked":
+                self._tell({"is": "parked", "pid": self._parked.pid, "kib": said["kib"]})
+
+    def _no_longer_parked(self, why: str) -> None:
+        self._tell({"is": "unparked", "why": why})
+        self._step(custody.ParkedEnded())
+
+    def _close_gate(self) -> None:
+        if self._gate is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._gate)
+            self._gate.close()
+            self._gate = None
 
     def _reap(self) -> None:
         ended = processes.reap()
+        if self._parked is not None and self._parked.pid in ended:
+            code = processes.exit_code(ended[self._parked.pid])
+            self._parked.returncode = code  # its pid may be another's: not to be waited for once more
+            self._parked = None
+            why = _why(self._said_at_gate) or f"it ended while loading, with exit code {code}"
+            self._close_gate()
+            self._no_longer_parked(why)
         if self._child in ended:
             self._code = processes.exit_code(ended[self._child])
             if self._popen is not None:
@@ -274,6 +378,15 @@ class Guard:
                 if clock.now() >= give_up_at:
                     processes.kill(pid, signal.SIGKILL)
                 select.select([], [], [], REMOVAL_POLL_S)
+
+
+def _why(said: bytes) -> str | None:
+    """Return why a process could not be parked, if it has said so."""
+    try:
+        why: str | None = json.loads(said).get("why")
+    except ValueError:
+        return None
+    return why
 
 
 def _shrug_off_signals() -> None:

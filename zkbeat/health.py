@@ -24,7 +24,7 @@ Usage: zkbeat health [--ready | --leader] [--json] [--name NAME] [--runtime-dir 
 Ask the sidecar on this node how it is.
 
   (nothing)           alive: its loop answers
-  --ready             standing by with a live session, or leading with a running child
+  --ready             standing by with a live session, or leading with a running child (of a beat: one that ticks)
   --leader            leading with a running child
   --json              print the whole answer
   --name NAME         of which election, if several run here   [env: ZKBEAT_NAME]
@@ -71,15 +71,15 @@ def ask(path: Path | str) -> dict[str, Any]:
     return snapshot
 
 
-def _directory(options: dict[str, str]) -> str:
+def find_directory(name: str | None, given: str | None) -> str:
     """Find the runtime directory as `zkbeat` chooses it. Raises LookupError with what to say."""
-    given = options.get("--runtime-dir") or os.environ.get("ZKBEAT_RUNTIME_DIR")
+    given = given or os.environ.get("ZKBEAT_RUNTIME_DIR")
     if given:
         return given
     from zkbeat.runtime import default_base
 
     base = default_base()
-    name = options.get("--name") or os.environ.get("ZKBEAT_NAME")
+    name = name or os.environ.get("ZKBEAT_NAME")
     if name:
         return str(base / name)
     found = [path.parent for path in base.glob("*/health.sock")]
@@ -110,7 +110,8 @@ def main(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        snapshot = ask(f"{_directory(options)}/health.sock")
+        directory = find_directory(options.get("--name"), options.get("--runtime-dir"))
+        snapshot = ask(f"{directory}/health.sock")
     except LookupError as error:
         return _say_no(str(error), flags)
     except (FileNotFoundError, ConnectionRefusedError):

@@ -119,6 +119,10 @@ class Link:
         match message.get("is"):
             case "ready":
                 self._post(events.GuardReady())
+            case "parked":
+                self._post(events.Parked(message["pid"], message["kib"]))
+            case "unparked":
+                self._post(events.Unparked(message["why"]))
             case "started":
                 self._child = message["pid"]
                 self._post(events.ChildStarted(message["pid"]))

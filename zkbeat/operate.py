@@ -246,10 +246,8 @@ def _render(election: Election) -> Any:
         parts.append(Text(f"paused by {control.by or 'somebody'}{ago}{why}", style="bold yellow"))
 
     line = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "member", "state", "child", "for", "lease", "written", "clock", "version"):
-        line.add_column(
-            heading, justify="right" if heading in {"", "child", "for", "lease", "written", "clock"} else "left"
-        )
+    for heading in ("", "member", "state", "child", "for", "lease", "last tick", "written", "clock", "version"):
+        line.add_column(heading, justify="left" if heading in {"member", "state", "version"} else "right")
     for place, one in enumerate(election.line):
         line.add_row(str(place or "▶"), *_member_cells(one), style="green" if one is leader else "")
     parts.append(line if election.line else Text("nobody is in line", style="dim"))
@@ -269,15 +267,16 @@ def _render(election: Election) -> Any:
 def _member_cells(one: Seen) -> list[str]:
     member = one.member
     if member is None:
-        return [one.node, "unreadable record", "", "", "", "", "", ""]
+        return [one.node, "unreadable record", "", "", "", "", "", "", ""]
     offset = f"{member.offset:+.2f} s" if member.offset is not None else "-"
     since = member.term_since or member.since
     return [
         member.id,
-        member.state,
+        member.state if member.parked is None else f"{member.state}, {member.parked:.0f} MB preloaded",
         str(member.child or "-"),
         _ago(clock.wall() - since) if since else "-",
         f"{member.lease:.3g} s" if member.lease else "-",
+        f"{_ago(clock.wall() - member.tick)} ago" if member.tick else "-",
         f"{_ago(one.renewed_ago_s)} ago",
         offset,
         member.version,

@@ -20,6 +20,9 @@ from zkbeat import clock
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+RELOAD_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGWINCH)
+"""What `zkbeat reload` sends: a signal that means nothing to anybody else. (macOS has none to spare, and no reload.)"""
+
 LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
 

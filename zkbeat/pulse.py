@@ -11,38 +11,16 @@ import contextlib
 import os
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+
+from zkbeat.core.pulse import Pulse
+
+__all__ = ["Pulse", "Reporter", "read"]
 
 _FORMAT = struct.Struct("=dddddqH")
 _SIZE = 512
 _NAME_AT_MOST = _SIZE - _FORMAT.size - 4
 _READ_TRIES = 5
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """What beat said last. Instants are CLOCK_BOOTTIME seconds, but where wall time is named; 0: never."""
-
-    at: float = 0.0
-    """When this was said."""
-    wake_at: float = 0.0
-    """When beat's loop is to turn again at the latest: its next word is due then."""
-    owing_since: float = 0.0
-    """When the first publish began of those that were due and did not go out; 0 once one has gone out again."""
-    published_at: float = 0.0
-    """When the last publish was finished."""
-    published_wall: float = 0.0
-    """The same, in seconds since the epoch."""
-    count: int = 0
-    """How many publishes were finished."""
-    name: str = ""
-    """The entry of the last publish that was begun."""
-
-    def silent_since(self, now: float) -> float | None:
-        """Since when something is due that did not happen: a publish, or a turn of the loop; None if nothing is."""
-        since = [at for at in (self.owing_since, self.wake_at) if 0.0 < at <= now]
-        return min(since, default=None)
 
 
 class Reporter:

@@ -75,6 +75,11 @@ class RuntimeDirectory:
         return self.path / "lease"
 
     @property
+    def pulse(self) -> Path:
+        """Where a launched beat says how it is."""
+        return self.path / "pulse"
+
+    @property
     def note(self) -> Path:
         """Where our election znode is noted."""
         return self.path / "znode.json"

@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zkbeat import clock, health, processes
+from zkbeat import clock, health, processes, pulse
+from zkbeat.command import Launch
 from zkbeat.config import Config
 from zkbeat.core import actions, events, record, term
+from zkbeat.core.pulse import Pulse
 from zkbeat.ensemble import Ensemble, LeftBehind
 from zkbeat.link import BURY_AGAIN_S, Link
 from zkbeat.log import Log
 from zkbeat.notify import Notifier
+from zkbeat.processes import RELOAD_SIGNAL
 from zkbeat.runtime import RuntimeDirectory, RuntimeDirectoryError
 
 EVENTS_AT_MOST = 10_000
@@ -39,7 +42,7 @@ _CHANGING_USER = ("sudo", "su", "runuser", "doas")
 """What starts a session of its own, or closes descriptors, as it changes the user: see docs/adr/0002-leash.md."""
 
 _FORWARDED = (signal.SIGUSR2, signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT)
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD, RELOAD_SIGNAL)
 
 
 class Sidecar:
@@ -51,10 +54,13 @@ class Sidecar:
         command: Sequence[str],
         directory: RuntimeDirectory,
         log: Log,
+        launch: Launch | None = None,
         spare: Callable[[int], bool] = lambda _pid: False,
     ) -> None:
         self._config = config
         self._command = list(command)
+        self._launch = launch or Launch(self._command)
+        self._pulse: Pulse | None = None
         self._directory = directory
         self._log = log
         self._events: queue.Queue[events.Event] = queue.Queue(EVENTS_AT_MOST)
@@ -93,6 +99,10 @@ class Sidecar:
                 strict=config.strict,
                 max_clock_offset_s=config.max_clock_offset_s,
                 digest=self._identity.digest,
+                launched=self._launch.launched,
+                preload=config.preload and self._launch.launched,
+                max_silence_s=config.max_silence_s,
+                restart_stuck=config.restart_stuck,
             ),
         )
 
@@ -114,6 +124,7 @@ class Sidecar:
             self._log.say(
                 "warning", "open-acl", "no credentials: whoever reaches ZooKeeper can stop or take over this election"
             )
+        self._say_what_the_launcher_lacks()
         for fd in (self._woken, self._signalled, self._health.socket, self._alarm.fd):
             if fd is not None:
                 self._selector.register(fd, selectors.EVENT_READ)
@@ -141,6 +152,7 @@ class Sidecar:
         with contextlib.suppress(queue.Empty):
             while self._exit_code is None:
                 self._step(self._events.get_nowait())
+        self._feel_pulse()
         self._step(events.Time())
         if self._health.socket in ready:
             self._health.answer(self._snapshot())
@@ -204,6 +216,8 @@ class Sidecar:
             self._step(events.StopRequested(f"received {name}", hurry=self._interrupts > 1))
         elif number == signal.SIGQUIT:
             self._step(events.StopRequested(f"received {name}", hurry=True))
+        elif number == RELOAD_SIGNAL:
+            self._step(events.ReloadRequested())
         elif number == signal.SIGUSR1:
             self._step(events.StepDownRequested(f"received {name}"))
         elif number == signal.SIGHUP and sys.stdin is not None and sys.stdin.isatty():
@@ -227,6 +241,8 @@ class Sidecar:
                 ensemble.renew(node, sent_at, self._member())
             case actions.ExtendLease(deadlines):
                 link.extend(deadlines)
+            case actions.Park():
+                link.tell(do="park", argv=self._launch.argv, env=self._child_environment())
             case actions.StartChild():
                 self._start_child(action)
             case actions.StopChild(kill_at):
@@ -271,24 +287,54 @@ class Sidecar:
         about = {"id": self._config.id, "name": self._config.name, "pid": os.getpid(), "version": self._config.version}
         return about | term.snapshot(self._state, clock.now()) | {"last_error": self._ensemble.last_error}
 
-    def _start_child(self, action: actions.StartChild) -> None:
+    def _child_environment(self) -> dict[str, str]:
+        """Return what the child is started with, as far as it is known before the term."""
         secret = {f"ZKBEAT_{name}" for name in ("AUTH_PASSWORD", "TLS_KEY_PASSWORD")}
-        environment = {key: value for key, value in os.environ.items() if key not in secret}
-        environment |= {
+        return {key: value for key, value in os.environ.items() if key not in secret} | {
             "ZKBEAT_NAME": self._config.name,
             "ZKBEAT_ID": self._config.id,
+            "ZKBEAT_LEASE_FILE": str(self._directory.lease),
+            "ZKBEAT_PULSE_FILE": str(self._directory.pulse),
+        }
+
+    def _start_child(self, action: actions.StartChild) -> None:
+        self._pulse = None
+        with contextlib.suppress(OSError):
+            self._directory.pulse.unlink()  # an earlier beat's
+        environment = self._child_environment() | {
             "ZKBEAT_EPOCH": str(action.epoch),
             "ZKBEAT_LEADER_ZNODE": self._ensemble.znode(action.node),
-            "ZKBEAT_LEASE_FILE": str(self._directory.lease),
         }
         self._link.tell(
             do="begin",
-            argv=self._command,
+            argv=self._launch.argv,
             env=environment,
             lease_file=str(self._directory.lease),
             soft=action.deadlines.soft,
             hard=action.deadlines.hard,
         )
+
+    def _feel_pulse(self) -> None:
+        """Read what a launched beat has said since we last looked: with each renewal, and whenever somebody asks."""
+        if not self._launch.launched or self._state.child is not term.Child.RUNNING:
+            return
+        found = pulse.read(self._directory.pulse)
+        if found is not None and found != self._pulse:
+            self._pulse = found
+            self._step(events.Pulsed(found))
+
+    def _say_what_the_launcher_lacks(self) -> None:
+        """Say once why a beat is started plainly, or what was asked for that only a beat can do."""
+        config, launch = self._config, self._launch
+        if launch.launched:
+            return
+        wanted = [name for name, on in (("--preload", config.preload), ("--restart-stuck", config.restart_stuck)) if on]
+        if launch.why_not is not None:
+            lost = "its ticks are not watched, and nothing is preloaded"
+            self._log.say("warning", "no-launcher", f"started without the launcher, so {lost}: {launch.why_not}")
+        elif wanted:
+            message = f"{' and '.join(wanted)} can do nothing here: {self._command[0]} is no `celery beat`"
+            self._log.say("warning", "no-launcher", message)
 
     def _place(self, node: str, *, led: bool) -> None:
         znode = self._ensemble.znode(node)
@@ -353,7 +399,8 @@ def main() -> int:
                 f"started a ZooKeeper for development, pid {dev_pid}: not for production; it stays until it is killed"
             )
             log.say("warning", "dev", text)
-        code = Sidecar(config, order["command"], directory, log, lambda pid: pid == dev_pid).run()
+        launch = Launch(**order["launch"])
+        code = Sidecar(config, order["command"], directory, log, launch, lambda pid: pid == dev_pid).run()
     except Exception:  # noqa: BLE001  # the guard ends the child when we are gone
         log.bug("a bug in zkbeat: please report it with these lines")
     if not log.flush(FLUSH_WITHIN_S):

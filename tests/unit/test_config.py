@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,7 @@ from hypothesis import strategies as st
 
 from zkbeat.config import (
     Config,
-    ConfigError,
     access_from,
-    celery_app,
-    check_command,
     check_root,
     election_name,
     parse_hosts,
@@ -23,6 +18,7 @@ from zkbeat.config import (
     resolve,
     split_host,
 )
+from zkbeat.errors import ConfigError
 
 CELERY = ["celery", "-A", "proj", "beat"]
 
@@ -84,26 +80,6 @@ def test_a_server_is_split_into_host_and_port(server, split):
     assert split_host(server) == split
 
 
-@pytest.mark.parametrize(
-    ("command", "app"),
-    [
-        (CELERY, "proj"),
-        (["/venv/bin/celery", "--app", "proj", "beat"], "proj"),
-        (["celery", "--app=proj.celery:app", "beat"], "proj.celery:app"),
-        (["celery", "-Aproj", "beat"], "proj"),
-        ([sys.executable, "-m", "celery", "-A", "proj", "beat"], "proj"),
-        (["python3.11", "-u", "-m", "celery", "-A", "proj", "beat"], "proj"),
-        (["celery", "beat"], None),
-        (["celery", "-A"], None),
-        (["sleep", "-A", "proj"], None),
-        (["python", "celery.py", "-A", "proj"], None),
-        ([], None),
-    ],
-)
-def test_the_app_of_a_celery_command(command, app):
-    assert celery_app(command) == app
-
-
 def test_a_name_is_taken_from_the_app_unless_it_is_given():
     assert election_name(None, CELERY) == "proj"
     assert election_name("other", CELERY) == "other"
@@ -121,54 +97,6 @@ def test_no_name_is_no_default():
 @pytest.mark.parametrize("root", ["", "zkbeat", "/a/", "//", "/a//b", "/a\0"])
 def test_a_root_that_is_no_path(root):
     refused(2, "--root", check_root, root)
-
-
-@pytest.mark.parametrize(
-    ("code", "says", "command"),
-    [
-        (2, "no command", []),
-        (2, "NUL", ["a\0b"]),
-        (127, "is not found", ["no-such-command-anywhere"]),
-        (127, "is not found", ["/no/such/command"]),
-        (126, "is not executable", ["/etc/passwd"]),
-        (126, "is not executable", ["/tmp"]),
-    ],
-)
-def test_a_command_that_cannot_be_run(code, says, command):
-    refused(code, says, check_command, command)
-
-
-@pytest.mark.parametrize(
-    ("says", "words"),
-    [
-        ("drop --detach", "-A proj beat --detach"),
-        ("drop --detach", "-A proj beat --detach=1"),
-        ("without -B", "-A proj worker -B"),
-        ("without -B", "-A proj worker --beat"),
-        ("without -B", "-A proj worker -EB"),
-        ("celery multi", "multi start w1"),
-    ],
-)
-def test_celery_commands_that_would_escape(says, words, tmp_path):
-    celery = tmp_path / "celery"
-    celery.touch(mode=0o755)
-    refused(2, says, check_command, [str(celery), *words.split()])
-
-
-@pytest.mark.parametrize("words", ["-A proj beat", "-A proj beat -s /B/x", "-A proj worker -l INFO", "-A Beat beat"])
-def test_celery_commands_that_do_not(words, tmp_path):
-    celery = tmp_path / "celery"
-    celery.touch(mode=0o755)
-    check_command([str(celery), *words.split()])
-
-
-def test_a_command_is_looked_for_where_it_will_be(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "tool").touch(mode=0o644)
-    if os.geteuid() != 0:
-        refused(127, "not found", check_command, ["tool"])
-    (tmp_path / "tool").chmod(0o755)
-    check_command(["tool"])
 
 
 def test_a_file_gives_options_under_the_flags_names(tmp_path):

@@ -35,10 +35,10 @@ def test_help_is_no_error(capsys):
 
 def test_a_runtime_directory_that_is_given_is_taken(tmp_path, monkeypatch):
     monkeypatch.delenv("ZKBEAT_RUNTIME_DIR", raising=False)
-    assert Path(health._directory({"--runtime-dir": str(tmp_path)})) == tmp_path
+    assert Path(health.find_directory(None, str(tmp_path))) == tmp_path
     monkeypatch.setenv("ZKBEAT_RUNTIME_DIR", str(tmp_path / "env"))
-    assert Path(health._directory({})) == tmp_path / "env"
-    assert Path(health._directory({"--runtime-dir": str(tmp_path)})) == tmp_path
+    assert Path(health.find_directory(None, None)) == tmp_path / "env"
+    assert Path(health.find_directory(None, str(tmp_path))) == tmp_path
 
 
 def test_the_only_zkbeat_here_needs_no_name(tmp_path, monkeypatch):
@@ -46,15 +46,15 @@ def test_the_only_zkbeat_here_needs_no_name(tmp_path, monkeypatch):
     monkeypatch.delenv("ZKBEAT_NAME", raising=False)
     monkeypatch.setattr("zkbeat.runtime.default_base", lambda: tmp_path)
     with pytest.raises(LookupError, match="no zkbeat runs here"):
-        health._directory({})
+        health.find_directory(None, None)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "health.sock").touch()
         if name == "a":
-            assert Path(health._directory({})) == tmp_path / "a"
+            assert Path(health.find_directory(None, None)) == tmp_path / "a"
     with pytest.raises(LookupError, match=r"several zkbeat run here \(a, b\)"):
-        health._directory({})
-    assert Path(health._directory({"--name": "b"})) == tmp_path / "b"
+        health.find_directory(None, None)
+    assert Path(health.find_directory("b", None)) == tmp_path / "b"
 
 
 def test_nobody_there_is_a_plain_no(tmp_path, capsys):

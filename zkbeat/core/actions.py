@@ -106,6 +106,11 @@ class KillGuard:
 
 
 @dataclass(frozen=True)
+class Park:
+    """Have the guard load the command's app in advance, or anew."""
+
+
+@dataclass(frozen=True)
 class StartChild:
     """Start the command, to be dead at these deadlines unless they are extended."""
 
@@ -184,6 +189,7 @@ Action = (
     | SpawnGuard
     | AnswerGuard
     | KillGuard
+    | Park
     | StartChild
     | ExtendLease
     | StopChild

@@ -39,6 +39,8 @@ class Custody:
     """Everything the guard remembers."""
 
     child: Child = Child.NONE
+    parked: bool = False
+    """A process with the app loaded waits at its gate, or is on its way there; it is no child before that opens."""
     soft: float | None = None
     hard: float | None = None
     kill_at: float | None = None
@@ -51,6 +53,16 @@ class Custody:
 
 
 # Events
+
+
+@dataclass(frozen=True)
+class Park:
+    """Load the child's app in advance, or anew: what waits with an older one is to go."""
+
+
+@dataclass(frozen=True)
+class ParkedEnded:
+    """The process that was parked is gone."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,9 @@ class Time:
     """Time has passed."""
 
 
-Event = Begin | Extend | Stop | Kill | Forward | Answered | SidecarGone | ChildEnded | AllDead | Time
+Event = (
+    Park | ParkedEnded | Begin | Extend | Stop | Kill | Forward | Answered | SidecarGone | ChildEnded | AllDead | Time
+)
 
 
 # Actions
@@ -122,6 +136,9 @@ Event = Begin | Extend | Stop | Kill | Forward | Answered | SidecarGone | ChildE
 class Act(Enum):
     """What the guard is to do now."""
 
+    PARK = "start a process that loads the app and waits at the gate"
+    UNPARK = "kill the one that waits there"
+    OPEN = "open the gate: what was parked is the child"
     SPAWN = "spawn the child"
     TERMINATE = "TERM to the child's process group"
     KILL = "KILL to the child's group and all descendants, until none is left"
@@ -182,15 +199,19 @@ def step(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action
     return state, actions + more
 
 
-def _react(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action]]:  # noqa: C901
+def _react(state: Custody, event: Event, now: float) -> tuple[Custody, list[Action]]:  # noqa: C901, PLR0912
     match event:
         case Begin(_, hard) if state.child is Child.NONE and state.sidecar_alive and now >= hard:
             # Told like the end of a child: the sidecar would wait for ever for one that was never started.
             late = replace(state, child=Child.DEAD, overdue=True, answer_by=now + ANSWER_WITHIN_S)
             return late, [Act.REPORT_DEAD]
         case Begin(soft, hard) if state.child is Child.NONE and state.sidecar_alive:
-            begun = replace(state, child=Child.ALIVE, soft=soft, hard=hard)
-            return begun, [Publish(soft, hard), Act.SPAWN]
+            begun = replace(state, child=Child.ALIVE, soft=soft, hard=hard, parked=False)
+            return begun, [Publish(soft, hard), Act.OPEN if state.parked else Act.SPAWN]
+        case Park() if state.child is Child.NONE and state.sidecar_alive:
+            return replace(state, parked=True), [Act.UNPARK, Act.PARK] if state.parked else [Act.PARK]
+        case ParkedEnded():
+            return replace(state, parked=False), []
         case Extend(soft, hard) if state.child is Child.ALIVE and not state.overdue:
             # A deadline that has passed is never moved: the child was, or is being, stopped for it.
             if state.hard is not None and now < state.hard and hard > state.hard:

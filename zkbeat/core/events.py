@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zkbeat.core.pulse import Pulse
 from zkbeat.core.record import Control, Ledger, Member
 
 
@@ -168,6 +169,33 @@ class Powerless:
 
 
 @dataclass(frozen=True)
+class Parked:
+    """A process that has loaded the child's app waits at its gate; `kib`: the memory that it takes."""
+
+    pid: int
+    kib: int
+
+
+@dataclass(frozen=True)
+class Unparked:
+    """None waits there: it could not be loaded in advance, or is gone."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class ReloadRequested:
+    """The app has changed: what was loaded in advance is to be loaded anew."""
+
+
+@dataclass(frozen=True)
+class Pulsed:
+    """The launched beat has said something new about itself."""
+
+    pulse: Pulse
+
+
+@dataclass(frozen=True)
 class ChildStarted:
     """The command runs."""
 
@@ -227,6 +255,10 @@ Event = (
     | GuardConfirmed
     | GuardGone
     | Powerless
+    | Parked
+    | Unparked
+    | ReloadRequested
+    | Pulsed
     | ChildStarted
     | ChildDead
     | StopRequested

@@ -92,6 +92,8 @@ class Member(Record):
     term_since: float | None = None
     tick: float | None = None
     """When the child last finished a publish, where that is known."""
+    parked: float | None = None
+    """The megabytes that a preloaded app takes on this standby."""
 
 
 @dataclass(frozen=True)

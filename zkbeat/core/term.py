@@ -25,7 +25,7 @@ The rules that the safety of the whole rests on, each in one place below:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -42,6 +42,7 @@ from zkbeat.core.actions import (
     Leave,
     LookAt,
     NewSession,
+    Park,
     Place,
     ReadControl,
     ReadLedger,
@@ -54,6 +55,7 @@ from zkbeat.core.actions import (
     TermBegan,
     TermEnded,
 )
+from zkbeat.core.beat import Beat, Parking
 from zkbeat.core.events import (
     Began,
     ChildDead,
@@ -73,15 +75,19 @@ from zkbeat.core.events import (
     LedgerTouched,
     Lost,
     MemberSeen,
+    Parked,
     Powerless,
+    Pulsed,
     Queued,
     Refused,
+    ReloadRequested,
     RenewalFailed,
     Renewed,
     StepDownRequested,
     StopRequested,
     Suspended,
     Time,
+    Unparked,
     Unreachable,
 )
 from zkbeat.core.lease import KILL_MARGIN_S, Activity, Deadlines, Lease, LeaseError, agree, evict_after_s
@@ -157,6 +163,11 @@ class Settings:
     strict: bool = False
     max_clock_offset_s: float | None = None
     digest: str = ""
+    launched: bool = False
+    """The child is started through the launcher, so it says how it is."""
+    preload: bool = False
+    max_silence_s: float = 20.0
+    restart_stuck: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,6 +238,9 @@ class State:
     pid: int | None = None
     kill_at: float | None = None
     stopped_for: str | None = None
+    beat: Beat = field(default_factory=Beat)
+    reloads: int = 0
+    """How often it was asked to load the app anew, for whoever waits for that."""
     offset_s: float | None = None
     offset_warned: bool = False
     failures: int = 0
@@ -307,6 +321,8 @@ def _term_deadlines(state: State) -> list[float | None]:
             due += [deadlines.soft if term is None or term.ending is None else None, deadlines.hard, state.kill_at]
         if state.unconfirmed_since is not None and state.lease is not None:
             due.append(state.unconfirmed_since + state.lease.length_s / 4)
+    if _may_fall_silent(state) and not state.beat.silent:
+        due.append(_silent_at(state))
     return due
 
 
@@ -362,6 +378,15 @@ def _react(state: State, event: Event, now: float) -> Step:  # noqa: C901, PLR09
             led = state.term is not None and state.term.entered
             ready = replace(state, guard=Guard.READY)
             return ready, [Place(state.node, led=led)] if state.node is not None else []
+        case Parked(pid, kib) if state.beat.parking is Parking.LOADING:
+            return _parked(state, pid, kib, now)
+        case Unparked(why) if state.beat.parking in {Parking.LOADING, Parking.WAITING}:
+            state = replace(state, beat=Beat(parking=Parking.REFUSED))
+            return state, [Say("warning", "not-preloaded", f"not preloaded, will be started plainly: {why}")]
+        case ReloadRequested():
+            return _reload(state)
+        case Pulsed(pulse) if state.child is Child.RUNNING:
+            return replace(state, beat=replace(state.beat, pulse=pulse)), []
         case GuardConfirmed():
             return replace(state, unconfirmed_since=None), []
         case GuardGone():
@@ -710,7 +735,7 @@ def _stop_requested(state: State, why: str, *, hurry: bool, now: float) -> Step:
 
 def _guard_gone(state: State, now: float) -> Step:
     expected = state.guard is Guard.KILLED
-    state = replace(state, guard=Guard.NONE, unconfirmed_since=None, guard_due_at=now + RETRY_S)
+    state = replace(state, guard=Guard.NONE, unconfirmed_since=None, guard_due_at=now + RETRY_S, beat=Beat())
     if state.child is Child.NONE:
         return state, [Say("warning", "guard-gone", "the guard ended: starting another")]
     actions: list[Action] = []
@@ -722,6 +747,24 @@ def _guard_gone(state: State, now: float) -> Step:
         state, more = _end_term(state, why, kill_at=now, now=now)
         actions += more
     return state, actions
+
+
+def _parked(state: State, pid: int, kib: int, now: float) -> Step:
+    state = replace(state, beat=replace(state.beat, parking=Parking.WAITING, parked_pid=pid, parked_kib=kib))
+    message = f"preloaded: process {pid} holds the app and waits, {kib / 1024:.0f} MB"
+    state = replace(state, announce_at=min(state.announce_at, now))
+    return state, [Say("info", "preloaded", message, {"pid": pid, "kib": kib})]
+
+
+def _reload(state: State) -> Step:
+    """Load anew what waits; a beat that runs keeps the code that it was started with."""
+    if not state.settings.preload:
+        return state, [Say("info", "reload", "asked to reload, but nothing is preloaded")]
+    if state.child is not Child.NONE:
+        message = "asked to reload: this node leads, and its beat keeps its code until the term ends (zkbeat step-down)"
+        return state, [Say("info", "reload", message)]
+    state = replace(state, beat=Beat(), reloads=state.reloads + 1)  # `_park` does the rest
+    return state, [Say("info", "reload", "asked to reload: loading the app anew")]
 
 
 def _child_started(state: State, pid: int, now: float) -> Step:
@@ -763,7 +806,7 @@ def _child_dead(state: State, event: ChildDead, now: float) -> Step:
         why = state.stopped_for or "the lease ran out"
     lived_s = now - term.started_at if term is not None and term.started_at is not None else 0.0
     state = replace(state, child=Child.NONE, pid=None, kill_at=None, stopped_for=None, unconfirmed_since=None)
-    state = replace(state, guard=Guard.NONE, guard_due_at=now)
+    state = replace(state, guard=Guard.NONE, guard_due_at=now, beat=Beat())
     level = "error" if by_itself else "info"
     actions: list[Action] = [
         AnswerGuard(),
@@ -821,7 +864,8 @@ def _end_term(state: State, why: str, kill_at: float, now: float) -> Step:
 
 def _settle(state: State, now: float) -> Step:
     actions: list[Action] = []
-    for rule in (_keep_guard, _obey, _keep_lease, _wait, _lead, _leave, _evict, _announce, _contend, _close):
+    running = (_keep_guard, _obey, _keep_lease, _watch_ticks, _wait, _lead, _park)
+    for rule in (*running, _leave, _evict, _announce, _contend, _close):
         state, more = rule(state, now)
         actions += more
     return state, actions
@@ -895,6 +939,34 @@ def _doubt_guard(state: State, now: float) -> Step:
     return replace(state, guard=Guard.KILLED), [Say("error", "guard-stuck", message), KillGuard()]
 
 
+def _may_fall_silent(state: State) -> bool:
+    return state.settings.launched and state.child is Child.RUNNING and state.term is not None
+
+
+def _silent_at(state: State) -> float:
+    started_at = state.term.started_at if state.term is not None else None
+    return state.beat.silent_at(started_at, state.settings.max_silence_s)
+
+
+def _watch_ticks(state: State, now: float) -> Step:
+    """Say that a beat has fallen silent, and that it ticks again; with --restart-stuck, let another node try."""
+    term = state.term
+    if term is None or not _may_fall_silent(state):
+        return state, []
+    silent = now >= _silent_at(state)
+    if silent is state.beat.silent:
+        return state, []
+    state = replace(state, beat=replace(state.beat, silent=silent))
+    if not silent:
+        return state, [Say("info", "ticking", "beat ticks again")]
+    why = state.beat.silence(term.started_at, now)
+    actions: list[Action] = [Say("error", "silent", why)]
+    if state.settings.restart_stuck and term.ending is None:
+        state, more = _end_term(state, why, kill_at=now + state.settings.stop_timeout_s, now=now)
+        actions += more
+    return state, actions
+
+
 def _wait(state: State, now: float) -> Step:
     """Know the last leader's child to be dead once its lease has certainly run out."""
     term = state.term
@@ -919,8 +991,16 @@ def _lead(state: State, now: float) -> Step:
         return replace(state, term=replace(term, entering=True, may_stand_in_ledger=True)), [
             Enter(term.node, term.ledger_version, lease.length_s)
         ]
-    state = replace(state, child=Child.STARTING, guard=Guard.HOLDING)
+    state = replace(state, child=Child.STARTING, guard=Guard.HOLDING, beat=Beat())
     return state, [StartChild(term.epoch, term.node, deadlines)]
+
+
+def _park(state: State, now: float) -> Step:  # noqa: ARG001  # as all rules
+    """Load the app in advance, once for each guard."""
+    may = state.guard is Guard.READY and state.child is Child.NONE and state.exit_code is None
+    if not may or not state.settings.preload or state.beat.parking is not Parking.NONE:
+        return state, []
+    return replace(state, beat=Beat(parking=Parking.LOADING)), [Park()]
 
 
 def _leave(state: State, now: float) -> Step:
@@ -1041,23 +1121,41 @@ def member(state: State, base: Member, now: float, wall: float) -> Member:
         offset=round(state.offset_s, 3) if state.offset_s is not None else None,
         child=state.pid,
         term_since=round(wall - (now - started_at), 3) if started_at is not None else None,
+        tick=round(state.beat.pulse.published_wall, 3) if state.beat.pulse and state.beat.pulse.count else None,
+        parked=round(state.beat.parked_kib / 1024, 1) if state.beat.parking is Parking.WAITING else None,
     )
 
 
 def snapshot(state: State, now: float) -> dict[str, Any]:
     """Return what `zkbeat health` is told. Ages in seconds."""
-    term, deadlines = state.term, state.deadlines
+    term, deadlines, beat = state.term, state.deadlines, state.beat
     phase = state.phase
     holds_lease = deadlines is not None and now < deadlines.soft
     leader = phase is Phase.LEADING and holds_lease
-    ready = (phase is Phase.STANDBY and state.node is not None) or leader or (phase is Phase.PAUSED and holds_lease)
-    return {
+    watched = _may_fall_silent(state)
+    silent = watched and now >= _silent_at(state)
+    why = state.back_off_why if phase is Phase.BACKING_OFF else None
+    if silent:
+        why = beat.silence(term.started_at if term is not None else None, now)
+    standby = phase is Phase.STANDBY and state.node is not None
+    found: dict[str, Any] = {
         "state": phase.value,
-        "ready": ready,
+        "ready": standby or (leader and not silent) or (phase is Phase.PAUSED and holds_lease),
         "leader": leader,
         "connected": state.connected,
         "epoch": term.epoch if term is not None else None,
         "child": state.pid,
         "lease_left_s": round(deadlines.hard - now, 3) if deadlines is not None and term is not None else None,
-        "why": state.back_off_why if phase is Phase.BACKING_OFF else None,
+        "why": why,
     }
+    if watched:
+        started_at = term.started_at if term is not None else None
+        found |= beat.snapshot(state.settings.max_silence_s, started_at, now)
+    if state.settings.preload:
+        found["preloaded"] = {
+            "is": beat.parking.value,
+            "pid": beat.parked_pid,
+            "kib": beat.parked_kib,
+            "reloads": state.reloads,
+        }
+    return found
