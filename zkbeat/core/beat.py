@@ -43,7 +43,10 @@ class Beat:
         pulse = self.pulse
         if pulse is None:
             return f"beat has not begun to tick, {now - (started_at or now):.0f} s after its start"
-        return f"beat owes a tick for {now - pulse.due_since:.0f} s; {_last(pulse)}"
+        for_s = now - pulse.due_since
+        if pulse.owing_since:
+            return f"beat could not send {pulse.name!r} for {for_s:.0f} s; {_last(pulse)}"
+        return f"beat's loop has not turned for {for_s:.0f} s; {_last(pulse)}"
 
     def snapshot(self, max_silence_s: float, started_at: float | None, now: float) -> dict[str, Any]:
         """Return what `zkbeat health` is told of a running child."""
@@ -58,6 +61,6 @@ class Beat:
 
 def _last(pulse: Pulse) -> str:
     if not pulse.count:
-        return f"none was sent in this term, {pulse.name!r} is due" if pulse.name else "none was sent in this term"
+        return "it has sent nothing yet"
     at = datetime.fromtimestamp(pulse.published_wall, timezone.utc)
-    return f"{pulse.count} were sent, the last at {at:%H:%M:%S} UTC; it is about {pulse.name!r}"
+    return f"its last tick was {at:%H:%M:%S} UTC ({pulse.count} in this term)"
