@@ -18,14 +18,18 @@ from zkbeat.core.custody import (
     Extend,
     Forward,
     Kill,
+    Park,
+    ParkedEnded,
     Publish,
     SidecarGone,
     Signal,
     Stop,
     Time,
+    kernel_deadline,
     next_deadline,
     step,
 )
+from zkbeat.core.lease import KILL_MARGIN_S
 
 
 def after(*happened):
@@ -184,3 +188,46 @@ def test_whatever_happens_in_whatever_order(history):
     if state.child is Child.DEAD and not state.done:
         state, actions = step(state, Time(), now + ANSWER_WITHIN_S + 1)
         assert state.done
+
+
+# what is parked
+
+
+def test_what_is_parked_is_opened_in_the_place_of_a_start():
+    assert after((Park(), 0.0), BEGUN)[1] == [Act.PARK, Publish(5.0, 7.0), Act.OPEN]
+
+
+def test_what_is_parked_is_no_child_and_has_no_deadline():
+    state, _ = after((Park(), 0.0))
+    assert next_deadline(state) is None
+    assert kernel_deadline(state) is None
+    assert step(state, Answered(), 1.0)[1] == [Act.END]
+
+
+def test_to_park_anew_ends_the_one_that_is_parked():
+    assert after((Park(), 0.0), (Park(), 1.0))[1] == [Act.PARK, Act.UNPARK, Act.PARK]
+
+
+def test_what_was_parked_and_is_gone_is_started_plainly():
+    assert after((Park(), 0.0), (ParkedEnded(), 1.0), BEGUN)[1] == [Act.PARK, Publish(5.0, 7.0), Act.SPAWN]
+
+
+@pytest.mark.parametrize("earlier", [[BEGUN], [BEGUN, (Kill(), 1.0)], [(SidecarGone(), 1.0)]])
+def test_nothing_is_parked_beside_a_child_or_for_nobody(earlier):
+    state, _ = after(*earlier)
+    assert step(state, Park(), 2.0) == (state, [])
+
+
+# the kernel's part
+
+
+def test_the_kernel_steps_in_after_the_hard_deadline_within_the_kill_margin():
+    state, _ = after(BEGUN)
+    assert 7.0 < kernel_deadline(state) < 7.0 + KILL_MARGIN_S
+    state, _ = step(state, Extend(soft=8.0, hard=9.0), 3.0)
+    assert 9.0 < kernel_deadline(state) < 9.0 + KILL_MARGIN_S
+
+
+@pytest.mark.parametrize("event", [Kill(), ChildEnded()])
+def test_the_kernel_has_nothing_to_do_once_everything_was_sent_its_kill(event):
+    assert kernel_deadline(after(BEGUN, (event, 1.0))[0]) is None
