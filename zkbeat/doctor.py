@@ -14,7 +14,7 @@ from kazoo.handlers.threading import KazooTimeoutError
 
 from zkbeat import clock, probe
 from zkbeat.access import Access
-from zkbeat.command import check_command
+from zkbeat.command import check_command, launch
 from zkbeat.core.lease import LeaseError, agree
 from zkbeat.ensemble import describe, plain_client, stop_within
 from zkbeat.errors import ConfigError
@@ -34,6 +34,9 @@ class _Report:
 
     def good(self, text: str) -> None:
         print(f"  ok    {text}")
+
+    def note(self, text: str) -> None:
+        print(f"  note  {text}")
 
     def bad(self, text: str, todo: str) -> None:
         self.failed += 1
@@ -69,7 +72,7 @@ def _servers(access: Access, report: _Report) -> None:
         else:
             report.bad(finding.sentence, "start that server, open the way to it, or take it out of --hosts")
     if access.servers == 1:
-        print("  note  one server is a single point of failure: production wants three or five")
+        report.note("one server is a single point of failure: production wants three or five")
 
 
 def _session(access: Access, timeout_s: float, lease_s: float | None, report: _Report) -> None:
@@ -127,3 +130,8 @@ def _command(command: Sequence[str], report: _Report) -> None:
         report.bad(f"command: {error}", "mend the command behind --")
     else:
         report.good(f"command: {command[0]} is found and may be run")
+        how = launch(command)
+        if how.launched:
+            report.good("launcher: beat will be fenced and watched from within, and may be preloaded")
+        elif how.why_not is not None:
+            report.note(f"beat will be started without the launcher: {how.why_not}")
