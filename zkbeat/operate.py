@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -235,7 +235,8 @@ def _render(election: Election) -> Any:
     leader = election.leader
     if leader is not None and leader.member is not None:
         title = Text.assemble("election ", (election.name, "bold"), ", leader ", (leader.member.id, "bold green"))
-        title.append(f", epoch {leader.epoch}")
+        lease = f", lease {leader.member.lease:.3g} s" if leader.member.lease else ""
+        title.append(f", epoch {leader.epoch}{lease}")
     else:
         title = Text.assemble("election ", (election.name, "bold"), ", ", ("no leader", "bold red"))
     parts: list[Any] = [title]
@@ -245,11 +246,15 @@ def _render(election: Election) -> Any:
         why = f": {control.reason}" if control.reason else ""
         parts.append(Text(f"paused by {control.by or 'somebody'}{ago}{why}", style="bold yellow"))
 
-    line = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "member", "state", "child", "for", "lease", "last tick", "written", "clock", "version"):
-        line.add_column(heading, justify="left" if heading in {"member", "state", "version"} else "right")
+    line = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = [column for column in _COLUMNS if any(column.cell(one) for one in election.line)]
+    columns += [column for column in _SHARED if len({column.cell(one) for one in election.line if one.member}) > 1]
+    line.add_column("", min_width=1)
+    for column in columns:
+        line.add_column(column.heading, justify="left" if column.text else "right", no_wrap=True)
     for place, one in enumerate(election.line):
-        line.add_row(str(place or "▶"), *_member_cells(one), style="green" if one is leader else "")
+        cells = (column.cell(one) or "-" for column in columns)
+        line.add_row(str(place or "▶"), *cells, style="green" if one is leader else "")
     parts.append(line if election.line else Text("nobody is in line", style="dim"))
 
     if election.terms:
@@ -264,23 +269,48 @@ def _render(election: Election) -> Any:
     return Group(*parts)
 
 
-def _member_cells(one: Seen) -> list[str]:
-    member = one.member
-    if member is None:
-        return [one.node, "unreadable record", "", "", "", "", "", "", ""]
-    offset = f"{member.offset:+.2f} s" if member.offset is not None else "-"
-    since = member.term_since or member.since
-    return [
-        member.id,
-        member.state if member.parked is None else f"{member.state}, {member.parked:.0f} MB preloaded",
-        str(member.child or "-"),
-        _ago(clock.wall() - since) if since else "-",
-        f"{member.lease:.3g} s" if member.lease else "-",
-        f"{_ago(clock.wall() - member.tick)} ago" if member.tick else "-",
-        f"{_ago(one.renewed_ago_s)} ago",
-        offset,
-        member.version,
-    ]
+@dataclass(frozen=True)
+class _Column:
+    """A column of the line, shown where it has something to say."""
+
+    heading: str
+    of: Callable[[Member], str | None]
+    text: bool = False
+
+    def cell(self, one: Seen) -> str | None:
+        """Return what it says of a contender."""
+        if one.member is not None:
+            return self.of(one.member)
+        # As much of it as tells it from the others, and fits.
+        return {"member": f"…{one.node[-10:]}", "state": "unreadable record"}.get(self.heading)
+
+
+class _Written(_Column):
+    """How long ago a contender wrote its record: what only ZooKeeper knows."""
+
+    def cell(self, one: Seen) -> str | None:
+        return _ago(one.renewed_ago_s)
+
+
+def _ago_if(at: float | None) -> str | None:
+    return _ago(clock.wall() - at) if at else None
+
+
+_COLUMNS = (
+    _Column("member", lambda member: member.id, text=True),
+    _Column("state", lambda member: member.state, text=True),
+    _Column("child", lambda member: str(member.child) if member.child else None),
+    _Column("preloaded", lambda member: f"{member.parked:.0f} MB" if member.parked else None),
+    _Column("for", lambda member: _ago_if(member.term_since or member.since)),
+    _Column("last tick", lambda member: _ago_if(member.tick)),
+    _Written("written", lambda _: None),
+    _Column("clock", lambda member: f"{member.offset:+.2f} s" if member.offset is not None else None),
+)
+_SHARED = (
+    _Column("lease", lambda member: f"{member.lease:.3g} s" if member.lease else None),
+    _Column("zkbeat", lambda member: member.version, text=True),
+)
+"""What is of interest only where it differs: while it is being upgraded, or configured."""
 
 
 def _ago(seconds: float) -> str:
