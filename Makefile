@@ -1,19 +1,25 @@
 # make demo    see a hand-over: ZooKeeper, Redis, three nodes, a worker, and a kill -9
 # make test    everything that is checked: lint, then all tiers of tests
-# make bench   each fault of the leader, measured on this machine
+# make sim     more of the simulation: make sim SEEDS=1000000 FIRST=0, or SEED=7 to replay one
+# make chaos   more faults on the real thing: make chaos ROUNDS=500 SEED=1
+# make bench   beside its peers, on this machine; bench-faults, bench-launcher and bench-scale measure the rest
 # make clean   remove what these have made in this directory
 #
 # On Debian and Ubuntu each target installs the packages that it lacks, with sudo where that is needed.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit process zk deploy container bench clean
+.PHONY: help demo test lint unit sim process zk launcher deploy chaos container clean
+.PHONY: bench bench-faults bench-launcher bench-scale
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+# Tests that mostly wait for processes: several files at a time.
+WAITING := -n 3 --dist loadfile
 
 # Package, or package=command where any provider of the command will do.
 SERVER_PACKAGES := zookeeper default-jre-headless=java redis-server=redis-server
+BROKER_PACKAGES := redis-server=redis-server rabbitmq-server
 LAN_PACKAGES := iproute2=ip nftables=nft procps=ps util-linux=setsid
 CONTAINER_PACKAGES := docker.io=docker docker-compose=docker-compose debootstrap=debootstrap
 
@@ -29,7 +35,7 @@ demo: .venv/.demo
 
 # Goes on after a tier that fails, so that one run says all there is to say; and fails then.
 test: .venv/.dev
-	@$(MAKE) --no-print-directory --keep-going lint unit process zk deploy container
+	@$(MAKE) --no-print-directory --keep-going lint unit sim process zk launcher deploy chaos container
 
 lint: .venv/.dev
 	$(PYTHON) -m ruff check .
@@ -39,25 +45,52 @@ lint: .venv/.dev
 unit: .venv/.dev
 	$(PYTEST) tests/unit
 
+# With SEEDS a longer walk, with SEED that one again; without, what belongs to `make test`.
+sim: .venv/.dev
+ifdef SEED
+	$(PYTHON) -m tests.sim --seed $(SEED)
+else ifdef SEEDS
+	$(PYTHON) -m tests.sim --seeds $(SEEDS) --first $(or $(FIRST),0)
+else
+	$(PYTEST) tests/sim
+endif
+
 process: .venv/.dev
 	@.ci/packages $(LAN_PACKAGES)
 	$(PYTEST) tests/process
 
 zk: .venv/.dev
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
-	$(PYTEST) tests/zk
+	$(PYTEST) $(WAITING) tests/zk
+
+launcher: .venv/.dev
+	@.ci/packages $(SERVER_PACKAGES) $(BROKER_PACKAGES) $(LAN_PACKAGES)
+	$(PYTEST) $(WAITING) tests/launcher
 
 deploy: .venv/.dev
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
-	$(PYTEST) -m 'not container' tests/deploy
+	$(PYTEST) $(WAITING) -m 'not container' tests/deploy
+
+# With ROUNDS a longer run; without, what belongs to `make test`.
+chaos: .venv/.dev
+	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
+ifdef ROUNDS
+	$(PYTHON) -m tests.chaos run --rounds $(ROUNDS) --seed $(or $(SEED),1)
+else
+	$(PYTEST) -m 'not container' tests/chaos
+endif
 
 container: .venv/.dev
 	@.ci/packages $(CONTAINER_PACKAGES)
-	.ci/with-containers $(PYTEST) -m container tests/container tests/deploy
+	.ci/with-containers $(PYTEST) -m container tests/container tests/deploy tests/chaos
 
-bench: .venv/.dev
+bench: .venv/.bench
+	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES) etcd-server=etcd etcd-client=etcdctl
+	$(PYTHON) -m tests.bench.peers
+
+bench-faults bench-launcher bench-scale: .venv/.bench
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
-	$(PYTHON) -m tests.bench.faults
+	$(PYTHON) -m tests.bench.$(@:bench-%=%)
 
 .venv/.demo: pyproject.toml
 	@.ci/python >/dev/null 2>&1 || .ci/packages python3 python3-venv
@@ -68,6 +101,11 @@ bench: .venv/.dev
 	@.ci/python >/dev/null 2>&1 || .ci/packages python3 python3-venv
 	@.ci/venv -e . --group dev
 	@touch $@ .venv/.demo
+
+.venv/.bench: pyproject.toml
+	@.ci/python >/dev/null 2>&1 || .ci/packages python3 python3-venv
+	@.ci/venv -e . --group bench
+	@touch $@ .venv/.dev .venv/.demo
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
