@@ -189,8 +189,18 @@ def test_a_place_that_is_not_told_is_left_and_then_the_session_dropped(why):
     attempt = sidecar.state.attempt
     sidecar.tell(Time(), at=sidecar.now + T)
     assert sidecar.did(do.Leave) == [do.Leave(attempt)]
-    assert sidecar.tell(Time(), at=sidecar.now + term.LEAVE_WITHIN_S).did(do.NewSession)
+    assert sidecar.tell(Time(), at=sidecar.now + T).did(do.NewSession)
     assert not sidecar.state.contending
+
+
+def test_a_line_that_cannot_be_left_without_a_connection_is_left_with_the_next_one():
+    """To drop what is just connecting makes the next one wait: a thousand nodes would never get through."""
+    sidecar = standby().tell(ev.Lost())
+    assert sidecar.did(do.Leave)
+    assert not sidecar.tell(Time(), at=sidecar.now + 10 * T).did(do.NewSession)
+    sidecar.tell(ev.Connected(8, T, sidecar.now))
+    assert not sidecar.tell(Time(), at=sidecar.now + 0.9 * T).did(do.NewSession)
+    assert sidecar.tell(Time(), at=sidecar.now + 0.1 * T).did(do.NewSession)
 
 
 def test_a_standby_that_was_told_its_place_may_wait_for_ever():

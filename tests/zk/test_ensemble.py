@@ -130,6 +130,30 @@ def test_each_renewal_of_the_leader_wakes_the_first_in_line_only(zk_hosts, zk_ro
         of_third.none_of(events.Queued, 0.3)
 
 
+def test_a_renewal_of_the_leader_has_nobody_list_the_line_anew(zk_hosts, zk_root, monkeypatch):
+    """With a thousand contenders that would be 54 kB for each renewal."""
+    listed = []
+    with (
+        _opened(zk_hosts, zk_root) as (first, of_first, _),
+        _opened(zk_hosts, zk_root) as (second, of_second, _),
+    ):
+        leader = _elected(first, of_first)
+        second.join(1, ME)
+        of_second.next(events.Queued)
+        _wait_for_watch(second, leader.node)
+        listing = second._client.get_children
+        monkeypatch.setattr(second._client, "get_children", lambda *a, **k: listed.append(a) or listing(*a, **k))
+        for _ in range(3):
+            first.renew(leader.node, clock.now(), ME)
+            of_first.next(events.Renewed)
+            assert of_second.next(events.Queued).ahead == 1
+            _wait_for_watch(second, leader.node)
+        assert not listed
+        first.leave(1, None)
+        of_second.next(events.Elected)
+        assert listed
+
+
 def test_an_eviction_at_the_version_seen_makes_the_next_in_line_leader(zk_hosts, zk_root):
     with _opened(zk_hosts, zk_root) as (first, of_first, _), _opened(zk_hosts, zk_root) as (second, of_second, _):
         leader = _elected(first, of_first)
@@ -335,6 +359,22 @@ def test_a_lost_session_is_reported_and_the_next_one_too(zk_hosts, zk_root):
         thief.stop()
         posted.next(events.Lost)
         assert posted.next(events.Connected).session != connected.session
+
+
+def test_an_answer_that_kazoo_cannot_place_costs_the_connection_and_not_the_node(zk_hosts, zk_root, monkeypatch):
+    """kazoo's thread would end, and the node be lost for good: seen with a server that was just back (chaos)."""
+    with _opened(zk_hosts, zk_root) as (ensemble, posted, connected):
+        connection = ensemble._client._connection
+        read = connection._read_response
+
+        def confused_once(*_args):
+            monkeypatch.setattr(connection, "_read_response", read)
+            raise RuntimeError("xids do not match, expected 2 received 3")
+
+        monkeypatch.setattr(connection, "_read_response", confused_once)
+        ensemble.read_control()
+        posted.next(events.Suspended)
+        assert posted.next(events.Connected).session == connected.session
 
 
 def test_a_silent_link_is_noticed_though_requests_go_on(lan, fresh_server_on_lan):

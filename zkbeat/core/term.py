@@ -94,7 +94,7 @@ from zkbeat.core.lease import KILL_MARGIN_S, Activity, Deadlines, Lease, LeaseEr
 from zkbeat.core.record import Control, Ledger, Member
 
 LEAVE_WITHIN_S = 2.0
-"""How long leaving the line, or closing the session, may take before it is given up for a fresh start or the exit."""
+"""How long leaving the line may take at the end, before the session is closed with our place still in it."""
 
 FIRST_BACK_OFF_S = 1.0
 LONGEST_BACK_OFF_S = 60.0
@@ -292,7 +292,7 @@ def next_deadline(state: State) -> float | None:
     if state.back_off_until is not None and not state.contending:
         due.append(state.back_off_until)
     if state.leaving_since is not None:
-        due.append(state.leaving_since + LEAVE_WITHIN_S)
+        due.append(_leave_by(state))
     elif _awaits_place(state):
         due.append(state.queued_by)
     if state.rival is not None and state.connected and state.leaving_since is None and state.exit_code is None:
@@ -1023,12 +1023,25 @@ def _leave(state: State, now: float) -> Step:
     if _awaits_place(state) and state.queued_by is not None and now >= state.queued_by:
         state = replace(state, leaving_since=now)
         actions += [Say("warning", "no-place", "kazoo does not tell our place in the line"), Leave(state.attempt)]
-    overdue = state.leaving_since is not None and now >= state.leaving_since + LEAVE_WITHIN_S
-    if overdue and state.exit_code is None and state.child is Child.NONE:
+    by = _leave_by(state)
+    if by is not None and now >= by and state.exit_code is None and state.child is Child.NONE:
         # Its thread is stuck in a call that is never answered.
         state, more = _anew(state, "leaving the election takes too long")
         actions += more
     return state, actions
+
+
+def _leave_by(state: State) -> float | None:
+    """When leaving has taken too long; None while it cannot be done, or need not be.
+
+    Without a connection nobody can leave, and to drop what is just connecting would only make the next one wait: a
+    thousand nodes that come back at once to an ensemble would keep it from ever serving them.
+    """
+    if state.leaving_since is None:
+        return None
+    if state.exit_code is not None:
+        return state.leaving_since + LEAVE_WITHIN_S
+    return max(state.leaving_since, state.connected_at) + _patience_s(state) if state.connected else None
 
 
 def _anew(state: State, why: str) -> Step:
@@ -1101,7 +1114,8 @@ def _close(state: State, now: float) -> Step:
         return replace(state, closed=True), [Say("error", "giving-up", message), AnswerGuard(), Close(EXIT_NO_ENSEMBLE)]
     if state.exit_code is None or state.closed or state.child is not Child.NONE:
         return state, []
-    stuck = state.leaving_since is not None and now >= state.leaving_since + LEAVE_WITHIN_S
+    by = _leave_by(state)
+    stuck = by is not None and now >= by
     if state.contending and state.connected and not stuck:
         return state, []
     return replace(state, closed=True), [AnswerGuard(), Close(state.exit_code)]
