@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from tests.unit.world import World, quickly
+from tests.sim.world import World, quickly
 
 SEEDS = int(os.environ.get("ZKBEAT_SIM_SEEDS", "2000"))
 FIRST = int(os.environ.get("ZKBEAT_SIM_FIRST", "0"))

@@ -1,4 +1,4 @@
-"""Faults put into the machines, one at a time: the world of `test_machines_joined` must find each of them."""
+"""Faults put into the machines, one at a time: the world of `test_random_walk` must find each of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.world import Violation, World, ZooKeeper, quickly
+from tests.sim.world import Violation, World, quickly
+from tests.sim.zookeeper import ZooKeeper
 from zkbeat.core import actions as do
 from zkbeat.core import custody, lease, term
 from zkbeat.core.custody import Act
