@@ -23,6 +23,8 @@ class Client:
         self.connection = 0
         self.there_at = self.back_at = 0.0
         self.pending: dict[int, Any] = {}
+        self.served: dict[int, str] = {}
+        """The writes that are done, and not answered yet."""
         self.attempts: list[Attempt] = []
         self.calls = self.tries = 0
         self._connect()
@@ -78,6 +80,9 @@ class Client:
             return
         self.connected = False
         pending, self.pending = self.pending, {}
+        for what in self.served.values():
+            self.world.count(f"ambiguous {what}")
+        self.served.clear()
         self.node.inside(lambda: self._suspended(pending))
 
     def _suspended(self, pending: dict[int, Any]) -> None:
@@ -88,8 +93,11 @@ class Client:
         self._wake_attempts()
         self._connect()
 
-    def call(self, serve: Any, then: Any, *, write: bool = True) -> None:
-        """Have the server do something; `then` gets what it returns, or `LOST`, or is never called."""
+    def call(self, serve: Any, then: Any, what: str = "") -> None:
+        """Have the server do something; `then` gets what it returns, or `LOST`, or is never called.
+
+        `what` it is that is written; a read, without one, is answered by a follower that is cut off, too.
+        """
         world, connection = self.world, self.connection
         if self.stopped:
             return
@@ -99,24 +107,31 @@ class Client:
         self.calls = call = self.calls + 1
         self.pending[call] = then
 
-        def arrive() -> None:
-            if self.connection != connection or (not self.connected and world.rng.random() < 0.5):
-                return
-            cut = self.follower.cut_at is not None
-            if not self.node.linked or not self.zk.up or (cut and write):
-                return
-            if self.session in self.zk.sessions:
-                self.zk.active(self.zk.sessions[self.session])
-            result = serve()
-            self.back_at = max(self.back_at, world.now + self.node.delay())
-            world.at(self.back_at, lambda: self.node.inside(lambda: answer(result)))
-
         def answer(result: Any) -> None:
             if self.connection == connection and self.connected and self.pending.pop(call, None) is not None:
+                self.served.pop(call, None)
                 then(result)
 
         self.there_at = max(self.there_at, world.now + self.node.delay())
-        world.at(self.there_at, arrive)
+        world.at(self.there_at, lambda: self._arrive(call, connection, what, serve, answer))
+
+    def _arrive(self, call: int, connection: int, what: str, serve: Any, answer: Any) -> None:
+        world = self.world
+        if self.connection != connection or (not self.connected and world.rng.random() < 0.5):
+            return
+        if not self.node.linked or not self.zk.up or (self.follower.cut_at is not None and what):
+            return
+        if self.session in self.zk.sessions:
+            self.zk.active(self.zk.sessions[self.session])
+        result = serve()
+        if what not in {"", "read"}:
+            self.served[call] = what
+            if self.node.loses in {what, "any"}:
+                self.node.loses = ""
+                self.break_off()
+                return
+        self.back_at = max(self.back_at, world.now + self.node.delay())
+        world.at(self.back_at, lambda: self.node.inside(lambda: answer(result)))
 
     def view(self) -> dict[str, Znode]:
         return self.zk.znodes if self.follower.view is None else self.follower.view
@@ -140,7 +155,7 @@ class Attempt:
         self.led: str | None = None
         self.over = self.elected = self.waiting = self.tried = self.ended = False
         client.attempts.append(self)
-        client.call(self._prepare, lambda _result: self._acquire())
+        client.call(self._prepare, lambda _result: self._acquire(), "prepare")
 
     def _prepare(self) -> None:
         """Delete what earlier attempts of this life, and an earlier life, may have left in the line."""
@@ -159,7 +174,7 @@ class Attempt:
         if self.over:
             self._clean_up()
         elif self.tried:
-            self.client.call(self._find, self._found, write=False)
+            self.client.call(self._find, self._found)
         else:
             self.tried = True
             self._create()
@@ -176,7 +191,8 @@ class Attempt:
             self._created(found)
 
     def _create(self) -> None:
-        self.client.call(lambda: self.zk.create(self.client.session or 0, self.prefix, self.member), self._created)
+        session = self.client.session or 0
+        self.client.call(lambda: self.zk.create(session, self.prefix, self.member), self._created, "create")
 
     def _created(self, result: str) -> None:
         if result in FAILED:
@@ -190,7 +206,7 @@ class Attempt:
         if self.over:
             self._clean_up()
         else:
-            self.client.call(lambda: line(list(self.client.view())), self._looked, write=False)
+            self.client.call(lambda: line(list(self.client.view())), self._looked)
 
     def _looked(self, found: Any) -> None:
         if self.over:
@@ -206,7 +222,7 @@ class Attempt:
                 self.node.post(events.Elected(self.number, self.znode), self.client)
                 return
             self.waiting = True
-            self.client.call(lambda: self._watch(ahead[-1]), self._watched, write=False)
+            self.client.call(lambda: self._watch(ahead[-1]), self._watched)
 
     def _watch(self, name: str) -> str:
         if name not in self.client.view():
@@ -238,12 +254,16 @@ class Attempt:
         self.waiting = False
         znode = self.znode
         if znode is None:
-            self.client.call(lambda: self._find() and self.zk.delete(self._find() or "", "release"), self._cleaned_up)
+            self.client.call(self._find_and_delete, self._cleaned_up, "leave")
         elif self.led == znode:
             self.node.left_behind = (znode, True)
-            self.client.call(lambda: self.zk.leave(znode, "release", led=True), self._cleaned_up)
+            self.client.call(lambda: self.zk.leave(znode, "release", led=True), self._cleaned_up, "leave")
         else:
-            self.client.call(lambda: self.zk.delete(znode, "release"), self._cleaned_up)
+            self.client.call(lambda: self.zk.delete(znode, "release"), self._cleaned_up, "leave")
+
+    def _find_and_delete(self) -> str | None:
+        found = self._find()
+        return found and self.zk.delete(found, "release")
 
     def _cleaned_up(self, result: str | None) -> None:
         if result == "deleted" and self.led is not None:

@@ -1,4 +1,4 @@
-"""A ZooKeeper in memory: its quorum leader, which owns sessions and znodes, behind followers that relay activity late."""
+"""A ZooKeeper in memory: a quorum leader that owns sessions and znodes, and followers that relay activity late."""
 
 from __future__ import annotations
 
@@ -110,6 +110,7 @@ class ZooKeeper:
     def reelect(self) -> None:
         """A new quorum leader starts every session's timer anew."""
         self.up = True
+        self.world.count("quorum leader changed")
         for session in self.sessions.values():
             session.heard = self.world.now
 
@@ -159,6 +160,7 @@ class ZooKeeper:
     def enter(self, number: int, name: str, version: int, lease_s: float) -> bool:
         if number not in self.sessions or name not in self.znodes or version != self.ledger_version:
             return False
+        self.world.entered(name[:1], self.znodes[name].epoch)
         self._write_ledger(Ledger(name, lease_s))
         return True
 
@@ -171,14 +173,7 @@ class ZooKeeper:
         self.zxid += 1
         if znode.session in self.sessions:
             self.sessions[znode.session].nodes.discard(name)
-        self.world.say(f"{name[:2]} {name[-4:]} is removed: {by}")
-        for child in self.world.children:
-            if child.alive and child.znode == name:
-                # A process that was stopped until just before it was elected has sent no pings (`core.lease`, point 6):
-                # then its session may expire too early, and only the ledger stands between its child and the next.
-                mute = by == "expiry" and child.started_at < child.node.stopped_until + self.world.timeout_s
-                child.robbed |= by == "operator" or mute
-                self.world.require(child.robbed, f"S3: {by} removes the znode of {child.node.name}'s living child")
+        self.world.gone(name, znode.epoch, by)
         self.fire(name)
 
     def fire(self, name: str) -> None:
