@@ -47,6 +47,7 @@ class Guard:
         self.parked = 0
         """Which process is parked: each has a number of its own; 0: none."""
         self.parkings = 0
+        self.soft = 0.0
         self.hard: float | None = None
         self.next_at = 0.0
         self.wake_at: float | None = None
@@ -109,10 +110,10 @@ class Guard:
         if action is not Act.END:
             world.say(self.node.name, "guard:", action)
         match action:
-            case custody.Publish(_soft, hard):
+            case custody.Publish(soft, hard):
                 kept = self.hard is None or now < self.hard
                 world.require(kept, "S1", "a deadline was moved after it had passed")
-                self._lease(hard)
+                self._lease(soft, hard)
             case Act.SPAWN:
                 self._spawn()
             case Act.PARK:
@@ -143,18 +144,16 @@ class Guard:
 
     # the lease
 
-    def _lease(self, hard: float) -> None:
+    def _lease(self, soft: float, hard: float) -> None:
         """A lease is in force: the kernel is told, and so is whoever looks whether it is kept."""
-        self.hard = hard
+        self.soft, self.hard = soft, hard
         node, epoch = self.node, self.order[1]
         until = (hard - 1000.0) / node.rate
         self.world.see(LeaseExtended(self.world.now, node.name, epoch, until))
         if not self.watching:
             self.watching = True
             self.world.at(until + KILL_MARGIN_S + 1e-5, lambda: self._watch(until))
-            soft = self.state.soft
-            if soft is not None:
-                node.at(soft + KILL_MARGIN_S, lambda: self._watch_soft(soft))
+            node.at(soft + KILL_MARGIN_S, lambda: self._watch_soft(soft))
         if not self.armed:
             self._arm()
 
@@ -172,8 +171,8 @@ class Guard:
         """Whether the child was asked to stop at the soft deadline, by a guard that could."""
         if not self.lives() or not self.alive or self.asked:
             return
-        if self.state.soft is not None and self.state.soft > soft:
-            later = self.state.soft
+        if self.soft > soft:
+            later = self.soft
             self.node.at(later + KILL_MARGIN_S, lambda: self._watch_soft(later))
             return
         asleep = self.stopped or self.woke_at > soft - KILL_MARGIN_S

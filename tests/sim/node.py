@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ __all__ = ["Child", "Guard", "Node"]
 
 EPOCH = 1000.0
 """What a node's clock shows at the beginning: nothing may depend on its starting at 0."""
+
+REASON = re.compile(r"^.*?(?= by | for | tick,| \(|$)")
+"""Why a term has ended, without whom and how long."""
 
 DEAD = {term.Child.NONE, term.Child.KILLED}
 
@@ -238,9 +242,7 @@ class Node:
             case do.KillChild() if guard is not None:
                 guard.tell(custody.Kill())
             case do.TermEnded(_epoch, why):
-                self.world.count(
-                    f"term ended: {why.partition(' by ')[0].partition(' for ')[0].partition(' (')[0].partition(' tick,')[0]}"
-                )
+                self.world.count(f"term ended: {REASON.match(why)[0]}")
             case do.NewSession():
                 self.world.count("session dropped")
                 client.stop()
