@@ -49,13 +49,15 @@ class Faults:
         self.rng = world.rng
         self.lasts_s: float | None = None
         """How long each lasts, where that is not drawn."""
+        self.nothing_drawn: random.Random | None = None
+        """What to draw from, where nothing is to be left to chance."""
 
     def expect(self, faults: list[Fault]) -> None:
         for fault in faults:
             self.world.at(fault.at, lambda fault=fault: self.happen(fault))
 
     def happen(self, fault: Fault, node: Node | None = None) -> None:
-        self.rng = rng = random.Random(fault.seed)
+        self.rng = rng = self.nothing_drawn or random.Random(fault.seed)
         if node is None:
             leader = self.world.leader()
             node = leader if leader is not None and rng.random() < AT_THE_LEADER else rng.choice(self.world.nodes)
