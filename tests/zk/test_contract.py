@@ -26,7 +26,7 @@ class Real:
 
     def __init__(self, hosts, root, ensemble=None):
         self.hosts, self.root, self.ensemble = hosts, root, ensemble
-        self.clients, self.severed = [], set()
+        self.clients, self.severed, self.numbers = [], set(), {}
         self.observer = self.open()
         self.observer.create(f"{root}/e", makepath=True)
         self.observer.create(f"{root}/ledger")
@@ -46,17 +46,27 @@ class Real:
         client = KazooClient(self.hosts, timeout=TIMEOUT_S, connection_retry={"max_tries": -1, "max_delay": 0.1})
         client.start(PATIENCE_S)
         self.clients.append(client)
+        self.numbers[client] = client.client_id[0]  # which kazoo does not tell while it is cut off
         return client
 
     def number(self, session):
-        return session.client_id[0]
+        return self.numbers[session]
 
     def sever(self, session):
         self.severed.add(session)
         session.set_hosts(NOWHERE)
-        with contextlib.suppress(OSError):
+        wait_until(lambda: self._cut_off(session), PATIENCE_S, "a connection that stays lost")
+
+    def _cut_off(self, session):
+        """Break the connection; kazoo may know other servers still, from the pass over its list that it is in."""
+        with contextlib.suppress(OSError, AttributeError):
             session._connection._socket.shutdown(socket.SHUT_RDWR)
-        wait_until(lambda: not session.connected, PATIENCE_S, "a lost connection")
+        for _ in range(20):
+            time.sleep(0.005)
+            if not session.connected:
+                break
+        time.sleep(0.03 if self.ensemble else 0.0)
+        return not session.connected
 
     def reconnect(self, session):
         self.severed.discard(session)
@@ -82,11 +92,10 @@ class Real:
         """Return what the session is told when it comes back; kazoo goes on with a new one."""
         told = []
         session.add_listener(told.append)
-        number = self.number(session)
         session.set_hosts(self.hosts)
         wait_until(lambda: "LOST" in told or session.connected, PATIENCE_S, "an answer to the reconnect")
         wait_until(lambda: session.connected, PATIENCE_S, "another session")
-        return contract.EXPIRED if "LOST" in told and self.number(session) != number else contract.OK
+        return contract.EXPIRED if "LOST" in told and session.client_id[0] != self.number(session) else contract.OK
 
     def delete(self, session, name, version=None):
         return _outcome(session.retry, session.delete, self._path(name), -1 if version is None else version)
