@@ -246,31 +246,32 @@ def _znode_removed_under_the_orphan(monkeypatch):
     monkeypatch.setattr(custody, "_orphaned", hasty)
 
 
-FAULTS = [
-    _counted_from_the_reply,
-    _hard_deadline_at_the_session_timeout,
-    _left_before_the_child_is_dead,
-    _evicted_whatever_the_version,
-    _evicted_after_half_a_lease,
-    _evicted_sooner_after_a_failed_try,
-    _ledger_not_heeded,
-    _last_seen_taken_for_last_renewed,
-    _started_before_the_first_renewal,
-    _renewed_by_a_read,
-    _stale_election,
-    _evicted_from_when_it_was_first_seen,
-    _extended_after_it_has_passed,
-    _soft_deadline_ignored,
-    _session_loss_ignored,
-    _no_kernel_timer,
-    _reloaded_beside_a_child,
-    _stuck_beat_not_restarted,
-    _guard_killed_and_its_child_taken_for_dead,
-    _stuck_guard_not_killed,
-    _nobody_evicted_and_guards_not_started_anew,
-    _deadline_not_kept_by_the_guard,
-    _znode_removed_under_the_orphan,
-]
+FAULTS = {
+    _counted_from_the_reply: "S1 S3",
+    _hard_deadline_at_the_session_timeout: "S1 S3",
+    _left_before_the_child_is_dead: "S3",
+    _evicted_whatever_the_version: "S3",
+    _evicted_after_half_a_lease: "S1 S3",
+    _evicted_sooner_after_a_failed_try: "S3",
+    _ledger_not_heeded: "S1",
+    _last_seen_taken_for_last_renewed: "S1",
+    _started_before_the_first_renewal: "S2",
+    _renewed_by_a_read: "S3",
+    _stale_election: "S3",
+    _evicted_from_when_it_was_first_seen: "S3",
+    _extended_after_it_has_passed: "S1",
+    _soft_deadline_ignored: "S1",
+    _session_loss_ignored: "S1",
+    _no_kernel_timer: "S1",
+    _reloaded_beside_a_child: "gate",
+    _stuck_beat_not_restarted: "L1",
+    _guard_killed_and_its_child_taken_for_dead: "S3 L1",
+    _stuck_guard_not_killed: "L1 busy",
+    _nobody_evicted_and_guards_not_started_anew: "L1 busy",
+    _deadline_not_kept_by_the_guard: "S1",
+    _znode_removed_under_the_orphan: "S3",
+}
+"""Each with what is to be found broken: a fault that is found for another reason is not found."""
 
 
 @pytest.mark.timeout(0)
@@ -278,14 +279,14 @@ FAULTS = [
 def test_the_simulation_finds_the_fault(fault, monkeypatch):
     fault(monkeypatch)
     with quickly():
-        found = next((seed for seed in range(SEEDS_AT_MOST) if _finds_it(seed)), None)
+        found = next((broken for seed in range(SEEDS_AT_MOST) if (broken := _broken(seed)) is not None), None)
     assert found is not None
-    print(f"found by seed {found}")
+    assert found.name.split()[0] in FAULTS[fault].split(), found
 
 
-def _finds_it(seed):
+def _broken(seed):
     try:
         scenarios.play(seed)
-    except Violation:
-        return True
-    return False
+    except Violation as broken:
+        return broken
+    return None
