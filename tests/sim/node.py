@@ -71,7 +71,7 @@ class Node:
         self.client = Client(self)
         self.attempt: Attempt | None = None
         self.step(events.Began())
-        self._sleep()
+        self._sleep(term.next_deadline(self.state))
 
     # the process
 
@@ -107,7 +107,8 @@ class Node:
         due = term.next_deadline(self.state)
         if due is not None and due <= self.clock():
             self.step(events.Time())
-        self._sleep()
+            due = term.next_deadline(self.state)
+        self._sleep(due)
 
     def step(self, event: events.Event) -> None:
         now = self.clock()
@@ -124,11 +125,11 @@ class Node:
         if self.world.strict:
             self.world.check_progress(term, self.state, events.Time(), now)
 
-    def _sleep(self) -> None:
+    def _sleep(self, due: float | None) -> None:
         """Wake up in time; an alarm that is set already rings too early at worst."""
         if not self.alive:
             return
-        self.due = due = term.next_deadline(self.state)
+        self.due = due
         if due is not None and (self.wake_at is None or due < self.wake_at):
             self.wake_at, life = due, self.life
             self.at(max(due, self.clock()), lambda: due == self.wake_at and self._woken(life))
