@@ -73,7 +73,7 @@ def play_many(
     """Play seeds over some processes, by default one for each processor; no more are begun after one has failed."""
     processes = processes or os.cpu_count() or 1
     total, chunks = Outcome(), _chunks(first, seeds)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=200) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         running: set[Future[Outcome]] = set()
         while True:
             while len(running) < 2 * processes and not total.failed and (chunk := next(chunks, None)) is not None:
