@@ -325,8 +325,5 @@ KINDS: dict[str, tuple[int, Any]] = {
 
 KINDS_BY_WEIGHT = [kind for kind, (weight, _) in KINDS.items() for _ in range(weight)]
 
-SHORT_ONES = ("cut link", "outage", "drop", "stop sidecar", "slow", "hang sidecar")
-"""What stops nothing as long as it is shorter than a third of the lease (L2).
-
-A frozen node is not among them: if an extension was just under way, the sidecar doubts a guard that was frozen as well.
-"""
+SHORT_ONES = ("cut link", "outage", "drop", "stop sidecar", "slow", "hang sidecar", "freeze")
+"""What stops nothing as long as it is shorter than a third of the lease (L2)."""
