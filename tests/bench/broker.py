@@ -1,21 +1,24 @@
-"""A Redis broker of our own, and the monitor that notes each message that is published to it."""
+"""Redis servers of our own; one is the broker, with a monitor that notes each message that is published to it."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import redis
 
+from tests.bench.figures import Tick, first_of_another
 from tests.support.waiting import wait_until
 from zkbeat import clock
 from zkbeat.dev import free_ports
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from typing_extensions import Self
@@ -26,38 +29,35 @@ QUEUE = "celery"
 _ORIGIN = re.compile(r"gen(\d+)@")
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A message: when it arrived (CLOCK_BOOTTIME), and the pid of the process that published it."""
+class RedisServer:
+    """A redis-server that keeps nothing on disk; on a host of a Lan with that host's `prefix` and a `port`."""
 
-    at: float
-    pid: int
-
-
-class Broker:
-    """A redis-server, with its monitor; `ticks` grows as messages arrive."""
-
-    def __init__(self, directory: Path, ip: str = "127.0.0.1") -> None:
+    def __init__(self, directory: Path, ip: str = "127.0.0.1", *, port: int = 0, prefix: Sequence[str] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.ticks: list[Tick] = []
-        self._ip, self._port = ip, free_ports(1, ip)[0]
-        self._over = threading.Event()
+        self._ip, self._port = ip, port or free_ports(1, ip)[0]
         options = {"bind": ip, "port": self._port, "protected-mode": "no", "save": "", "dir": directory}
-        argv = ["redis-server", *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
+        words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
         with (directory / "redis.log").open("wb") as log:
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, start_new_session=True)
-        self._monitor = threading.Thread(target=self._consume, name="monitor", daemon=True)
+            self._process = subprocess.Popen(
+                [*prefix, "redis-server", *words], stdin=subprocess.DEVNULL, stdout=log, start_new_session=True
+            )
+
+    @property
+    def hosts(self) -> str:
+        """Its address, `host:port`."""
+        return f"{self._ip}:{self._port}"
 
     @property
     def url(self) -> str:
-        return f"redis://{self._ip}:{self._port}/0"
+        return f"redis://{self.hosts}/0"
 
-    def first_of_another(self, than: int, since: float) -> Tick | None:
-        """Return the first message since then that this process did not publish."""
-        return next((tick for tick in self.ticks if tick.at >= since and tick.pid != than), None)
+    def suspend(self) -> None:
+        """Freeze it."""
+        os.kill(self._process.pid, signal.SIGSTOP)
 
-    def of(self, pid: int) -> list[Tick]:
-        return [tick for tick in self.ticks if tick.pid == pid]
+    def resume(self) -> None:
+        """Thaw it."""
+        os.kill(self._process.pid, signal.SIGCONT)
 
     def __enter__(self) -> Self:
         try:
@@ -65,12 +65,9 @@ class Broker:
         except BaseException:
             self._process.kill()
             raise
-        self._monitor.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._monitor.join()
         self._process.kill()
         self._process.wait()
 
@@ -80,6 +77,33 @@ class Broker:
                 return bool(client.ping())
             except redis.ConnectionError:
                 return False
+
+
+class Broker(RedisServer):
+    """The broker, with its monitor; `ticks` grows as messages arrive."""
+
+    def __init__(self, directory: Path, ip: str = "127.0.0.1") -> None:
+        super().__init__(directory, ip)
+        self.ticks: list[Tick] = []
+        self._over = threading.Event()
+        self._monitor = threading.Thread(target=self._consume, name="monitor", daemon=True)
+
+    def first_of_another(self, than: int, since: float) -> Tick | None:
+        """Return the first message since then that this process did not publish."""
+        return first_of_another(self.ticks, than, since)
+
+    def of(self, pid: int) -> list[Tick]:
+        return [tick for tick in self.ticks if tick.pid == pid]
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._monitor.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._monitor.join()
+        super().__exit__(*error)
 
     def _consume(self) -> None:
         with redis.Redis(self._ip, self._port) as client:

@@ -33,7 +33,10 @@ def app_environment(broker_url: str) -> dict[str, str]:
 
 
 class Node(nodes.Node):
-    """One node; under a shell, zkbeat is neither the leader of a session nor a child of ours."""
+    """One node; under a shell, zkbeat is neither the leader of a session nor a child of ours.
+
+    An option whose value is empty is a switch.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class Node(nodes.Node):
             hosts=hosts,
             name=NAME,
             command=CELERY_BEAT,
-            options=[word for key, value in options.items() for word in (f"--{key}", value)],
+            options=[word for key, value in options.items() for word in (f"--{key}", value) if word],
             env={**app_environment(broker_url), "ZKBEAT_LOG_FORMAT": "json"},
             program=(*_UNDER_A_SHELL, *nodes.SCRIPT) if under_a_shell else nodes.SCRIPT,
             prefix=prefix,

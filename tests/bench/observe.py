@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from tests.bench.figures import duplicates, longest_gap
 from tests.bench.node import started_at
 from tests.support.waiting import wait_until
 from zkbeat import clock
@@ -46,8 +46,8 @@ def _figures(scene: Scene, *, hands_over: bool) -> dict[str, float | None]:
     leaders = scene.leading()
     elected_at = leaders[0]["at"] - leaders[0]["elected_to_started_s"] if leaders else None
     figures: dict[str, float | None] = {
-        "dup": _duplicates(scene),
-        "gap_s": _longest_gap(scene),
+        "dup": duplicates(broker.ticks, scene.child, begun_at),
+        "gap_s": longest_gap(broker.ticks, begun_at, clock.now()),
         "outage_s": _since(begun_at, scene.outage_ended_at),
     }
     if not hands_over:
@@ -75,24 +75,3 @@ def _figures(scene: Scene, *, hands_over: bool) -> dict[str, float | None]:
 
 def _since(start: float | None, end: float | None) -> float | None:
     return end - start if start is not None and end is not None else None
-
-
-def _duplicates(scene: Scene) -> int:
-    """Count the messages that came from a publisher after the first one of its successor."""
-    publishers: list[int] = [scene.child]
-    late = 0
-    for tick in scene.broker.ticks:
-        if tick.at < scene.fault_at:
-            continue
-        if tick.pid not in publishers:
-            publishers.append(tick.pid)
-        late += tick.pid != publishers[-1]
-    return late
-
-
-def _longest_gap(scene: Scene) -> float:
-    times = [tick.at for tick in scene.broker.ticks]
-    before = [at for at in times if at <= scene.fault_at][-1:]
-    after = [at for at in times if at > scene.fault_at]
-    watched = [*before, *after, clock.now()]
-    return max(later - earlier for earlier, later in pairwise(watched))

@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING
 
 import docker
 import pytest
-from docker.errors import BuildError, DockerException
+from docker.errors import DockerException
 
 from tests.container.lab import (
     BUSY_S,
-    CHECKOUT,
     LOGS,
-    PYTHON_IMAGE,
     SERVE_TIMEOUT_S,
     SESSION_TIMEOUT_S,
     SMALL_JVM,
     ZOOKEEPER_IMAGE,
     Lab,
     Nodes,
+    build_image,
     serves,
 )
 from tests.support.waiting import wait_until
@@ -103,23 +102,12 @@ def ensemble(engine) -> Iterator[Lab]:  # noqa: ARG001
 
 
 @pytest.fixture(scope="session")
-def zkbeat_image(engine) -> str:
+def zkbeat_image(engine) -> str:  # noqa: ARG001
     """Build compose/Dockerfile from this checkout and return the image's name."""
-    tag = "zkbeat-test/zkbeat:under-test"
     try:
-        engine.images.build(
-            path=str(CHECKOUT),
-            dockerfile="compose/Dockerfile",
-            tag=tag,
-            buildargs={"BASE": PYTHON_IMAGE},
-            rm=True,
-            forcerm=True,
-        )
-    except BuildError as error:
-        tail = "".join(line.get("stream", line.get("error", "")) for line in error.build_log)
-        hint = "where the build reaches no package index, compose/wheelhouse.sh must have run"
-        pytest.fail(f"compose/Dockerfile does not build ({hint}):\n{tail[-4000:]}", pytrace=False)
-    return tag
+        return build_image()
+    except RuntimeError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 # Read at testcontainers' import. Its reaper is an image to be pulled, and the fixtures clean up themselves.
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
+import docker
+from docker.errors import BuildError
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
@@ -124,6 +126,28 @@ class Lab:
 
     def close(self) -> None:
         self._stack.close()
+
+
+def build_image() -> str:
+    """Build compose/Dockerfile from this checkout and return the image's name. Raises RuntimeError with the log."""
+    tag = "zkbeat-test/zkbeat:under-test"
+    client = docker.from_env()
+    try:
+        client.images.build(
+            path=str(CHECKOUT),
+            dockerfile="compose/Dockerfile",
+            tag=tag,
+            buildargs={"BASE": PYTHON_IMAGE},
+            rm=True,
+            forcerm=True,
+        )
+    except BuildError as error:
+        tail = "".join(line.get("stream", line.get("error", "")) for line in error.build_log)
+        hint = "where the build reaches no package index, compose/wheelhouse.sh must have run"
+        raise RuntimeError(f"compose/Dockerfile does not build ({hint}):\n{tail[-4000:]}") from None
+    finally:
+        client.close()
+    return tag
 
 
 def serves(zookeeper: Box) -> bool:

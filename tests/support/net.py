@@ -38,9 +38,11 @@ link set br0 up
 _CUT_SETUP = """\
 table bridge zkt {
     set cut { type ipv4_addr . ipv4_addr; }
+    set lossy { type ipv4_addr . ipv4_addr; }
     chain forward {
         type filter hook forward priority 0;
         ip saddr . ip daddr @cut drop
+        ip saddr . ip daddr @lossy numgen random mod 100 < 30 drop
     }
 }
 """
@@ -71,10 +73,22 @@ class Host:
 
     def cut_off(self, from_ips: Iterable[str]) -> None:
         """Lose silently whatever goes between this host and those addresses, either way."""
-        self.lan._cut(self.ip, from_ips)
+        self.lan._lose("cut", [pair for other in from_ips for pair in ((self.ip, other), (other, self.ip))])
+
+    def mute(self, to_ips: Iterable[str]) -> None:
+        """Lose silently what this host sends to those addresses, and nothing of what they send."""
+        self.lan._lose("cut", [(self.ip, other) for other in to_ips])
+
+    def deafen(self, to_ips: Iterable[str]) -> None:
+        """Lose silently what those addresses send to this host, and nothing of what it sends."""
+        self.lan._lose("cut", [(other, self.ip) for other in to_ips])
+
+    def disturb(self, with_ips: Iterable[str]) -> None:
+        """Lose three packets of ten between this host and those addresses, either way."""
+        self.lan._lose("lossy", [pair for other in with_ips for pair in ((self.ip, other), (other, self.ip))])
 
     def heal(self) -> None:
-        """Undo every cut that has this host at either end."""
+        """Undo whatever loses packets with this host at either end."""
         self.lan._heal(self.ip)
 
 
@@ -87,7 +101,7 @@ class Lan:
         self._switch = f"{self._stem}-switch"
         self._link = f"zkt{os.getpid()}x{serial}"
         self._hosts: dict[str, Host] = {}
-        self._cuts: set[tuple[str, str]] = set()
+        self._losses: dict[str, set[tuple[str, str]]] = {"cut": set(), "lossy": set()}
         try:
             with _only_one_at_a_time():
                 sweep()
@@ -113,9 +127,9 @@ class Lan:
         return self._hosts[name]
 
     def heal(self) -> None:
-        """Undo every cut."""
-        self._cuts.clear()
-        self._apply_cuts()
+        """Undo every cut, and whatever else loses packets."""
+        self._losses = {how: set() for how in self._losses}
+        self._apply_losses()
 
     def close(self) -> None:
         """Remove everything, and kill what still runs on the hosts: it would keep its namespace alive."""
@@ -137,23 +151,22 @@ class Lan:
         _ip([*within, "-batch", "-"], f"addr add {ip}/24 dev {link}\nlink set {link} up\n")
         _ip(["-n", self._switch, "link", "set", port, "master", "br0", "up"])
 
-    def _cut(self, ip: str, others: Iterable[str]) -> None:
-        for other in others:
-            self._cuts |= {(ip, other), (other, ip)}
-        self._apply_cuts()
+    def _lose(self, how: str, ways: Iterable[tuple[str, str]]) -> None:
+        self._losses[how] |= set(ways)
+        self._apply_losses()
 
     def _heal(self, ip: str) -> None:
-        self._cuts = {cut for cut in self._cuts if ip not in cut}
-        self._apply_cuts()
+        self._losses = {how: {way for way in ways if ip not in way} for how, ways in self._losses.items()}
+        self._apply_losses()
 
-    def _apply_cuts(self) -> None:
+    def _apply_losses(self) -> None:
         # nft applies its input as one transaction: at no moment in between is a standing cut open.
-        pairs = ", ".join(f"{source} . {target}" for source, target in sorted(self._cuts))
-        add = f"add element bridge zkt cut {{ {pairs} }}\n" if pairs else ""
-        _run(
-            ["ip", "netns", "exec", self._switch, "nft", "-f", "-"],
-            f"flush set bridge zkt cut\n{add}",
-        )
+        lines = []
+        for how, ways in self._losses.items():
+            pairs = ", ".join(f"{source} . {target}" for source, target in sorted(ways))
+            lines.append(f"flush set bridge zkt {how}\n")
+            lines.append(f"add element bridge zkt {how} {{ {pairs} }}\n" if pairs else "")
+        _run(["ip", "netns", "exec", self._switch, "nft", "-f", "-"], "".join(lines))
 
 
 def sweep() -> None:

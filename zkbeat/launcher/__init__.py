@@ -1,0 +1,1 @@
+"""The launcher: stock celery beat, fenced in its own process and known to tick."""
