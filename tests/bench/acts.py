@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING, TypeVar
@@ -61,8 +62,9 @@ def freeze_and_thaw(scene: Scene) -> None:
     scene.signal(pids, signal.SIGSTOP)
     scene.pass_time(FROZEN_FOR_S)
     scene.thawed_at = clock.now()
-    for pid in pids:  # the child first: the worst order
-        os.kill(pid, signal.SIGCONT)
+    for pid in pids:  # the child first, were it still there: the worst order
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def cut_off_node(scene: Scene) -> None:

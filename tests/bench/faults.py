@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tests.bench import acts, costs, report
 from tests.bench.observe import TAKES_OVER_WITHIN_S, observe
 from tests.bench.stage import On, Scene, Services
-from zkbeat.core.lease import agree
+from zkbeat.core.lease import KILL_MARGIN_S, agree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,8 +129,9 @@ FAULTS = (
     Fault(
         "node-freeze",
         "all SIGSTOPped 25 s, then SIGCONT",
-        "say what was seen",
+        "child dead by the lease (6.7 s) and the kill margin; dup 0; new leader <= 7.2 s (lease + 0.5 s)",
         acts.freeze_and_thaw,
+        {**NEVER_TWO, "child_dead_s": LEASE_S + KILL_MARGIN_S, "elected_s": LEASE_S + 0.5},
     ),
     Fault(
         "parent-kill",

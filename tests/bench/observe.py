@@ -66,7 +66,6 @@ def _figures(scene: Scene, *, hands_over: bool) -> dict[str, float | None]:
         figures["overlap_s"] = max((dead_at or clock.now()) - started, 0.0)
     if scene.thawed_at is not None:
         figures["ticks_after_thaw"] = sum(tick.at > scene.thawed_at for tick in broker.of(scene.child))
-        figures["dead_after_thaw_s"] = _since(scene.thawed_at, dead_at)
     if scene.nothing_left_at is not None:
         figures["left"] = len(scene.leader.pids())
         figures["nothing_left_s"] = _since(begun_at, scene.nothing_left_at)

@@ -32,7 +32,6 @@ SHOWN = {
     "nothing_left_s": "nothing left after",
     "left": "processes left",
     "ticks_after_thaw": "ticks of the old one after the thaw",
-    "dead_after_thaw_s": "its death after the thaw",
 }
 """What the table shows, in this order, and under which name; `dup` and `overlap_s` go first."""
 
@@ -192,28 +191,20 @@ def _frozen(fault: Mapping[str, Any] | None) -> str:
     rounds = [figures for figures in fault["rounds"] if "error" not in figures] if fault else []
     if not rounds:
         return "Not measured."
-    lost = sum(figures["dup"] > 0 for figures in rounds)
     return FROZEN.format(
         rounds=len(rounds),
         dups=", ".join(f"{figures['dup']:g}" for figures in rounds),
-        verdict=f"came too late in {lost} of them" if lost else "was first each time, which is no promise",
-        longest_s=max(figures.get("dead_after_thaw_s", 0.0) for figures in rounds),
+        dead_s=max(figures["child_dead_s"] for figures in rounds),
     )
 
 
 FROZEN = """\
-No program that is itself frozen can keep a deadline.
-While the node stands still its lease runs out, another one is elected and ticks, and what was frozen does not know.
-When it goes on, its beat finds a task that has long been due, and its guard finds that the deadline has passed.
-Which of them is scheduled first decides whether a message goes out beside those of the new leader.
-In the {rounds} rounds here, with the child continued first, then the guard, then the sidecar, dup was {dups}: the
-guard {verdict}.
-The old beat was dead {longest_s:.2f} s after the thaw at the latest, so it is about a message or two, never about a
-second beat that goes on.
-A virtual machine that is paused together with its clocks is worse off, and was not measured: there the guard's deadline
-stands still too, and it is the next renewal, about a second after the thaw, that is refused and ends the beat.
-What closes the gap is a check of the lease in the process that publishes, right before it publishes; this is the fence
-of a later version, and what it cannot see either (clocks that stood still) is left to whoever receives the message."""
+Nothing of a node that is frozen as a whole can keep a deadline, so the kernel does: a timer kills the guard just after
+the hard deadline, where it stands, and the leash its child ([ADR 0009](adr/0009-kernel-timer.md)).
+In the {rounds} rounds here dup was {dups}, and the old beat was dead {dead_s:.2f} s after it had been frozen at the
+latest, long before the thaw.
+A virtual machine that is paused together with its clocks is worse off, and was not measured: there the kernel's timer
+stands still too, and it is the next renewal, about a second after the thaw, that is refused and ends the beat."""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -83,7 +83,7 @@ def test_a_beat_ticks_and_says_so(make_node, fresh_redis, zk_client, zk_root):
     assert (found["ready"], found["ticking"], found["last_tick"]) == (True, True, "entry")
     sent = fresh_redis.messages()[0]
     assert sent.headers["zkbeat-epoch"] == str(found["epoch"])
-    assert sent.tick.startswith("entry@")
+    assert sent.headers["zkbeat-tick"].startswith("entry@")
 
     def told() -> bool:
         (name,) = zk_client.get_children(f"{zk_root}/e/election")
