@@ -73,9 +73,9 @@ deploy: .venv/.dev
 
 # With ROUNDS a longer run; without, what belongs to `make test`.
 chaos: .venv/.dev
-	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
+	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES) gcc=cc libc6-dev
 ifdef ROUNDS
-	$(PYTHON) -m tests.chaos run --rounds $(ROUNDS) --seed $(or $(SEED),1)
+	$(PYTHON) -m tests.chaos run --rounds $(ROUNDS) --seed $(or $(SEED),1) --history chaos.jsonl
 else
 	$(PYTEST) -m 'not container' tests/chaos
 endif
