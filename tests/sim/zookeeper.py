@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ class ZooKeeper:
         if session.reported_at is None or session.reported_at <= self.world.now:
             self._take_report(session)
             follower, half = session.follower, self.world.tick_s / 2
-            session.reported_at = follower.phase + (int((self.world.now - follower.phase) / half) + 1) * half
+            session.reported_at = follower.phase + (math.floor((self.world.now - follower.phase) / half) + 1) * half
 
     def _take_report(self, session: Session) -> None:
         at, cut_at = session.reported_at, session.follower.cut_at

@@ -278,6 +278,13 @@ def test_a_control_that_was_never_read_is_asked_for_again():
 # control
 
 
+def test_control_is_asked_for_again_if_the_first_answer_after_a_reconnect_is_lost():
+    sidecar = leading().tell(ev.Suspended()).tell(ev.Connected(7, T, 100.0))
+    assert renewed(sidecar).did(do.ReadControl)
+    sidecar.tell(ev.ControlRead(None)).served()
+    assert not renewed(sidecar).did(do.ReadControl)
+
+
 def test_a_paused_leader_keeps_its_place_and_runs_nothing():
     sidecar = leading().tell(ev.ControlRead(Control(paused=True, by="ann")))
     assert sidecar.did(do.StopChild)

@@ -438,7 +438,9 @@ def _connected(state: State, event: Connected, now: float) -> Step:
     state = replace(state, queued_by=now + _patience_s(state), announce_at=now, announced_at=None)
     if state.term is not None:
         # What was in flight may never be answered. The control's watch is lost as well.
-        state = replace(state, term=replace(state.term, in_flight=False, due_at=now, entering=False))
+        # Until that was read again, `_still_unread` asks once more with each renewal.
+        term = replace(state.term, in_flight=False, due_at=now, entering=False, control_read=False)
+        state = replace(state, term=term)
         actions += [ReadControl(), ReadLedger()]
     return state, actions
 
@@ -689,12 +691,11 @@ def _entered(state: State, term: Term, *, ok: bool, now: float) -> Step:
 
 def _control_read(state: State, term: Term, control: Control | None, now: float) -> Step:
     was_paused = term.control is not None and term.control.paused
-    first = not term.control_read
     state = replace(state, term=replace(term, control=control, control_read=True))
     if control is None:
         return state, []
     actions: list[Action] = []
-    if control.paused and (first or not was_paused):
+    if control.paused and not was_paused:
         reason = f": {control.reason}" if control.reason else ""
         message = f"paused by {control.by or 'an operator'}{reason}"
         fields = {"by": control.by, "reason": control.reason}
