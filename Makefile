@@ -86,7 +86,7 @@ container: .venv/.dev
 
 bench: .venv/.bench
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES) etcd-server=etcd etcd-client=etcdctl
-	$(PYTHON) -m tests.bench.peers
+	$(PYTHON) -m tests.bench.peers --json docs/peers.json
 
 bench-faults bench-launcher bench-scale: .venv/.bench
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)

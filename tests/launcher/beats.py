@@ -36,7 +36,7 @@ EPOCH = "4294967311"
 class Lease:
     """Renews a lease file as the guard does, until it is told not to."""
 
-    def __init__(self, path: Path, lease_s: float = 2.0) -> None:
+    def __init__(self, path: Path, lease_s: float = 1.5) -> None:
         self.path = path
         self._lease_s = lease_s
         self._over = threading.Event()

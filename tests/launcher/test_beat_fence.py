@@ -116,10 +116,3 @@ def test_a_class_that_cannot_be_derived_from_is_fenced_all_the_same(make_beat, r
         beat.signal(signal.SIGCONT)
         assert beat.ended() == FENCED, beat.log
         assert redis.count() == sent
-
-
-def test_the_banner_names_the_class_that_the_user_chose(kind, make_beat, redis):
-    with make_beat(kind, OFTEN) as beat:
-        beat.wait_for(redis.count, "a message")
-        assert CLASSES[kind].replace(":", ".") in beat.log
-        assert beat.stop() == 0, beat.log

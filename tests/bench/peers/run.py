@@ -101,6 +101,7 @@ def _even_parts(those: Sequence[Contestant], most: int) -> Iterator[Sequence[Con
 def run(plan: Plan, path: Path | None) -> bool:
     """Measure as planned, and keep it there; return whether a trial could not be carried out."""
     result = _begin(plan, path)
+    earlier = {setting: _rounds(result, setting) if plan.more else 0 for setting in SETTINGS}
     failed = False
     over = threading.Event()
     with ExitStack() as stack:
@@ -110,9 +111,12 @@ def run(plan: Plan, path: Path | None) -> bool:
         stack.callback(over.set)
         result["how"]["ZooKeeper"] = _zookeeper_version(lanes[0])
         for batch in batches(plan):
-            records = _measure(batch, lanes, pool)
+            records = [
+                {**record, "round": earlier[batch.setting] + batch.number} for record in _measure(batch, lanes, pool)
+            ]
             failed |= any("error" in record for record in records)
             result["trials"] += records
+            result["how"]["rounds"] = {setting: _rounds(result, setting) for setting in SETTINGS}
             result["how"]["load at the end"] = round(os.getloadavg()[0], 2)
             for record in records:
                 print(report.line(record), flush=True)
@@ -152,7 +156,7 @@ def _measure(batch: Batch, lanes: Sequence[Lane], pool: ThreadPoolExecutor) -> l
                 "fault": trial.fault.name,
                 "error": outcome,
             }
-        records.append({**outcome, "round": batch.number})
+        records.append(outcome)
     return records
 
 
@@ -195,6 +199,10 @@ def _begin(plan: Plan, path: Path | None) -> dict[str, Any]:
     return {"how": _how(plan), "contestants": list(described.values()), "faults": _faults(), "trials": trials}
 
 
+def _rounds(result: Mapping[str, Any], setting: str) -> int:
+    return 1 + max((one.get("round", 0) for one in result["trials"] if one["setting"] == setting), default=-1)
+
+
 def _described(contestant: Contestant) -> dict[str, Any]:
     return {
         "name": contestant.name,
@@ -218,7 +226,6 @@ def _how(plan: Plan) -> dict[str, Any]:
         "date": datetime.now(tz=timezone.utc).date().isoformat(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        "rounds": dict(plan.rounds),
         "beside": plan.beside,
         "load at the start": round(os.getloadavg()[0], 2),
         "Python": platform.python_version(),
