@@ -279,7 +279,8 @@ class _Line(Lock):  # type: ignore[misc]
     def _ahead_of(self, node: str) -> list[str]:
         known, only_written = self._known, self._only_written
         self._only_written = False  # should they be gone meanwhile, kazoo asks again
-        if only_written and known is not None and known[0] == node:
+        # Only if it is the leader who has written: before any other, those who were told to us may have gone.
+        if only_written and known is not None and known[0] == node and len(known[1]) == 1:
             return known[1]
         line = record.line(self.client.get_children(self.path))
         if node not in line:
@@ -317,6 +318,9 @@ class _Attempt:
     def leave(self) -> None:
         self._over.set()
         self._lock.cancel()
+
+    def look_again(self) -> None:
+        self._lock.wake_event.set()
 
     def _queued(self, node: str, ahead: int, head: str | None) -> None:
         self._post(events.Queued(self.number, node, ahead, head))
@@ -443,6 +447,11 @@ class Ensemble:
             former = self._former
             self._attempt = _Attempt(attempt, self._client, path, data, lambda: self._prepare(former), self._post)
             self._former = (*former, self._attempt.prefix)[-FORMER_KEPT:]
+
+    def look_again(self, attempt: int) -> None:
+        """Have that attempt look at the whole line, which tells our place."""
+        if self._attempt is not None and self._attempt.number == attempt:
+            self._attempt.look_again()
 
     def leave(self, attempt: int, led: str | None) -> None:
         """End that attempt; with `led`, have the ledger say first that the child of that znode's term is dead."""

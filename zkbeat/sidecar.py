@@ -265,6 +265,8 @@ class Sidecar:
                 ensemble.read_ledger()
             case actions.Enter(node, version, lease_s):
                 ensemble.enter(node, version, lease_s)
+            case actions.LookAgain(attempt):
+                ensemble.look_again(attempt)
             case actions.LookAt(node):
                 ensemble.look_at(node)
             case actions.Evict(node, version):

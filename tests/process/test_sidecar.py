@@ -495,6 +495,7 @@ def test_the_child_is_told_about_its_term(alone):
             "ZKBEAT_EPOCH": "1",
             "ZKBEAT_LEADER_ZNODE": "/imagined/alone__lock__0000000001",
             "ZKBEAT_LEASE_FILE": str(node.runtime_dir / "lease"),
+            "ZKBEAT_PULSE_FILE": str(node.runtime_dir / "pulse"),
         }
 
 

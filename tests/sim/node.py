@@ -211,6 +211,9 @@ class Node:
             case do.Leave(attempt, led):
                 if self.attempt is not None and self.attempt.number == attempt:
                     self.attempt.leave(led)
+            case do.LookAgain(attempt):
+                if self.attempt is not None and self.attempt.number == attempt:
+                    self.attempt.wake()
             case do.LookAt(node):
                 client.call(lambda: client.view().get(node), lambda got: self._seen(node, got))
             case do.Evict(node, version):

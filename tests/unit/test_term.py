@@ -203,6 +203,22 @@ def test_a_line_that_cannot_be_left_without_a_connection_is_left_with_the_next_o
     assert sidecar.tell(Time(), at=sidecar.now + 0.1 * T).did(do.NewSession)
 
 
+def test_one_who_stands_further_back_looks_at_the_line_again_and_evicts_who_is_left_before_it():
+    """The one just before may hang, and outlive all that stood before it: nobody would be told (simulation)."""
+    sidecar = connected().tell(ev.Queued(1, ME, 2, THEM))
+    sidecar.tell(ev.Renewed(ME, sidecar.now, 7, 5, 0.0)).tell(ev.Renewed(ME, sidecar.now, 7, 5, 0.0))
+    assert sidecar.served().did(do.LookAgain) == [do.LookAgain(1)]
+    assert sidecar.now == 100.0 + term.LOOK_AGAIN_TIMEOUTS * T
+    hung = "hung__lock__0000000000"
+    sidecar.tell(ev.Queued(1, ME, 1, hung), ev.MemberSeen(hung, 0, Member("hung", lease=LEASE_S)))
+    assert sidecar.served().did(do.Evict) == [do.Evict(hung, 0)]
+
+
+def test_the_first_in_line_has_no_need_to_look_again():
+    sidecar = standby()
+    assert not sidecar.tell(Time(), at=sidecar.now + 100 * T).did(do.LookAgain)
+
+
 def test_a_standby_that_was_told_its_place_may_wait_for_ever():
     sidecar = standby()
     for _ in range(5):

@@ -154,6 +154,30 @@ def test_a_renewal_of_the_leader_has_nobody_list_the_line_anew(zk_hosts, zk_root
         assert listed
 
 
+@pytest.mark.parametrize("by", ["its first renewal", "looking again"])
+def test_who_stands_behind_a_new_leader_is_told_so(zk_hosts, zk_root, by):
+    with (
+        _opened(zk_hosts, zk_root) as (first, of_first, _),
+        _opened(zk_hosts, zk_root) as (second, of_second, _),
+        _opened(zk_hosts, zk_root) as (third, of_third, _),
+    ):
+        leader = _elected(first, of_first)
+        second.join(1, ME)
+        behind = of_second.next(events.Queued).node
+        _wait_for_watch(second, leader.node)
+        third.join(1, ME)
+        assert of_third.next(events.Queued).ahead == 2
+        _wait_for_watch(third, behind)
+        first.leave(1, None)
+        of_second.next(events.Elected)
+        if by == "looking again":
+            third.look_again(1)
+        else:
+            second.renew(behind, clock.now(), ME)
+        told = of_third.next(events.Queued)
+        assert (told.ahead, told.head) == (1, behind)
+
+
 def test_an_eviction_at_the_version_seen_makes_the_next_in_line_leader(zk_hosts, zk_root):
     with _opened(zk_hosts, zk_root) as (first, of_first, _), _opened(zk_hosts, zk_root) as (second, of_second, _):
         leader = _elected(first, of_first)

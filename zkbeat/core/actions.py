@@ -41,6 +41,13 @@ class Leave:
 
 
 @dataclass(frozen=True)
+class LookAgain:
+    """Have kazoo look at the whole line once more, not only at who is just before us."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
 class LookAt:
     """Read another contender's znode."""
 
@@ -179,6 +186,7 @@ class Say:
 Action = (
     Join
     | Leave
+    | LookAgain
     | LookAt
     | Evict
     | Renew

@@ -40,6 +40,7 @@ from zkbeat.core.actions import (
     KillChild,
     KillGuard,
     Leave,
+    LookAgain,
     LookAt,
     NewSession,
     Park,
@@ -100,6 +101,12 @@ FIRST_BACK_OFF_S = 1.0
 LONGEST_BACK_OFF_S = 60.0
 HEALTHY_AFTER_S = 60.0
 """A child that lived this long had started well: the back-off begins at the beginning again."""
+
+LOOK_AGAIN_TIMEOUTS = 3.0
+"""After how many session timeouts one who stands further back looks at the whole line again."""
+
+LINE_LOOKED_AT = 30
+"""In a longer line, those at its end do so less often, in proportion: a thousand ask five times a second in all."""
 
 ANNOUNCE_EVERY_S = 300.0
 """How often a standby writes its record: so that its clock's offset is known, and a lost place in the line noticed."""
@@ -228,6 +235,8 @@ class State:
 
     None if nothing is to be told. A call of its that raced a reconnect may never return (kazoo has no timeout there).
     """
+    look_again_at: float | None = None
+    """When to look at the whole line again, as one who stands further back."""
     term: Term | None = None
     guard: Guard = Guard.NONE
     guard_due_at: float = 0.0
@@ -295,6 +304,8 @@ def next_deadline(state: State) -> float | None:
         due.append(_leave_by(state))
     elif _awaits_place(state):
         due.append(state.queued_by)
+    if _stands_back(state):
+        due.append(state.look_again_at)
     if state.rival is not None and state.connected and state.leaving_since is None and state.exit_code is None:
         due.append(state.rival.evict_at)
     if _may_announce(state):
@@ -504,7 +515,9 @@ def _queued(state: State, event: Queued, now: float) -> Step:
     gone = state.rival if event.ahead == 0 else None
     state = replace(state, node=event.node, rival=rival, took_over_from=gone or state.took_over_from)
     # The head of the line is yet to be told that it is elected.
-    return replace(state, queued_by=now + _patience_s(state) if event.ahead == 0 else None), actions
+    state = replace(state, queued_by=now + _patience_s(state) if event.ahead == 0 else None)
+    again_s = LOOK_AGAIN_TIMEOUTS * _patience_s(state) * max(event.ahead / LINE_LOOKED_AT, 1.0)
+    return replace(state, look_again_at=now + again_s if event.ahead > 1 else None), actions
 
 
 def _member_seen(state: State, event: MemberSeen, now: float) -> Step:
@@ -866,7 +879,7 @@ def _end_term(state: State, why: str, kill_at: float, now: float) -> Step:
 def _settle(state: State, now: float) -> Step:
     actions: list[Action] = []
     running = (_keep_guard, _obey, _keep_lease, _watch_ticks, _wait, _lead, _park)
-    for rule in (*running, _leave, _evict, _announce, _contend, _close):
+    for rule in (*running, _leave, _evict, _look_again, _announce, _contend, _close):
         state, more = rule(state, now)
         actions += more
     return state, actions
@@ -1064,6 +1077,22 @@ def _evict(state: State, now: float) -> Step:
         return state, []
     state = replace(state, rival=replace(rival, evict_at=now + LEAVE_WITHIN_S))
     return state, [Evict(rival.node, rival.version)]
+
+
+def _stands_back(state: State) -> bool:
+    waits = state.contending and state.term is None and state.leaving_since is None and state.connected
+    return waits and state.exit_code is None and state.look_again_at is not None
+
+
+def _look_again(state: State, now: float) -> Step:
+    """Find out that only one is left before us, who may be hung, or a znode of ours that nobody knows of.
+
+    kazoo is woken only when the one just before us goes. If that one lives but does nothing, nobody is told that all
+    others before it have gone, and that it is to be evicted (found in simulation).
+    """
+    if not _stands_back(state) or state.look_again_at is None or now < state.look_again_at:
+        return state, []
+    return replace(state, look_again_at=now + LOOK_AGAIN_TIMEOUTS * _patience_s(state)), [LookAgain(state.attempt)]
 
 
 def _patience_s(state: State) -> float:

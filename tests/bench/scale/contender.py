@@ -184,7 +184,7 @@ class Contender:
                 return False
         return True
 
-    def _ask(self, action: actions.Action) -> None:  # noqa: C901  # as the sidecar's own
+    def _ask(self, action: actions.Action) -> None:  # noqa: C901, PLR0912  # as the sidecar's own
         ensemble = self._ensemble
         match action:
             case actions.Renew(node, sent_at):
@@ -200,6 +200,8 @@ class Contender:
                 ensemble.read_ledger()
             case actions.Enter(node, version, lease_s):
                 ensemble.enter(node, version, lease_s)
+            case actions.LookAgain(attempt):
+                ensemble.look_again(attempt)
             case actions.LookAt(node):
                 ensemble.look_at(node)
             case actions.Evict(node, version):
