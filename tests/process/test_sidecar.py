@@ -60,7 +60,7 @@ def test_term_and_int_stop_the_child_and_then_zkbeat_with_0(alone, kin, number):
         wait_dead(pids.values(), 0)
         assert f"received {number.name}" in node.stderr
         assert terms(node) == ["began 1", f"ended 1 received {number.name}"]
-        assert not node.pids()
+        wait_until(lambda: not node.pids(), 2, "its guard gone as well", node.pids)
         assert not (node.runtime_dir / "health.sock").exists()
 
 
@@ -114,7 +114,7 @@ def test_a_stop_before_there_is_a_child_ends_with_0(alone):
         make_ensemble(node, "mute")  # so that no term is ever proven
         node.wait_state("starting")
         assert node.stop(5) == 0
-        assert not node.pids()
+        wait_until(lambda: not node.pids(), 2, "its guard gone as well", node.pids)
         assert terms(node) == []
 
 
@@ -154,7 +154,7 @@ def test_with_on_exit_exit_the_childs_code_becomes_zkbeats(alone, script, code):
     with alone("--on-exit", "exit", command=["sh", "-c", script]) as node:
         assert node.wait(10) == code
         assert f"exit code {code}" in node.stderr
-        assert not node.pids()
+        wait_until(lambda: not node.pids(), 2, "its guard gone as well", node.pids)
 
 
 def test_with_on_exit_rejoin_it_backs_off_and_starts_the_child_again_as_a_new_term(alone):
