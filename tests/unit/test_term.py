@@ -348,7 +348,8 @@ def test_a_guard_that_does_not_start_is_killed_and_another_started():
 def test_a_guard_that_does_not_confirm_is_killed():
     sidecar = leading().served()
     renewed(sidecar)
-    assert sidecar.tell(Time(), at=sidecar.now + LEASE_S / 4).did(do.KillGuard)
+    assert not sidecar.tell(Time(), at=sidecar.now + LEASE_S / 3).did(do.KillGuard), "so short a stop stops nothing"
+    assert sidecar.tell(Time(), at=sidecar.now + LEASE_S * (term.DOUBTED_AFTER - 1 / 3)).did(do.KillGuard)
     assert sidecar.tell(ev.GuardGone()).did(do.Leave)
 
 

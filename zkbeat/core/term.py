@@ -119,6 +119,9 @@ RETRY_S = 0.25
 GUARD_STARTS_WITHIN_S = 10.0
 """A guard that is not ready by then never will be; without one, a leader would lead for ever and run nothing."""
 
+DOUBTED_AFTER = 3 / 8
+"""After what share of the lease a guard that confirms nothing is doubted: a stop of less than a third stops nothing."""
+
 EXIT_CONFIG = 78
 EXIT_NO_PERMISSION = 77
 EXIT_NO_ENSEMBLE = 69
@@ -331,7 +334,7 @@ def _term_deadlines(state: State) -> list[float | None]:
         elif deadlines is not None:
             due += [deadlines.soft if term is None or term.ending is None else None, deadlines.hard, state.kill_at]
         if state.unconfirmed_since is not None and state.lease is not None:
-            due.append(state.unconfirmed_since + state.lease.length_s / 4)
+            due.append(state.unconfirmed_since + state.lease.length_s * DOUBTED_AFTER)
     if _may_fall_silent(state) and not state.beat.silent:
         due.append(_silent_at(state))
     return due
@@ -941,12 +944,12 @@ def _doubt_guard(state: State, now: float) -> Step:
     stuck = state.guard is Guard.STARTING and now >= state.guard_due_at
     if state.child is not Child.NONE and state.guard is not Guard.KILLED:
         since, lease = state.unconfirmed_since, state.lease
-        if since is not None and lease is not None and now > since + lease.length_s * (1 / 4 + 1 / 24):
+        if since is not None and lease is not None and now > since + lease.length_s * (DOUBTED_AFTER + 1 / 24):
             # Told so late, we did not run either: the guard has had no more time than we (found in simulation). Its own
             # deadline, and the kernel's, stand all the while.
             state = replace(state, unconfirmed_since=now)
         elif since is not None and lease is not None:
-            stuck |= now >= since + lease.length_s / 4
+            stuck |= now >= since + lease.length_s * DOUBTED_AFTER
         # Half of what a kill may take is left for this way.
         stuck |= state.child is Child.KILLED and now >= (state.kill_at or 0.0) + KILL_MARGIN_S / 2
     if not stuck:
