@@ -21,7 +21,6 @@ from zkbeat import clock, health, processes, pulse
 from zkbeat.command import Launch
 from zkbeat.config import Config
 from zkbeat.core import actions, events, record, term
-from zkbeat.core.pulse import Pulse
 from zkbeat.ensemble import Ensemble, LeftBehind
 from zkbeat.link import BURY_AGAIN_S, Link
 from zkbeat.log import Log
@@ -60,7 +59,6 @@ class Sidecar:
         self._config = config
         self._command = list(command)
         self._launch = launch or Launch(self._command)
-        self._pulse: Pulse | None = None
         self._directory = directory
         self._log = log
         self._events: queue.Queue[events.Event] = queue.Queue(EVENTS_AT_MOST)
@@ -300,7 +298,6 @@ class Sidecar:
         }
 
     def _start_child(self, action: actions.StartChild) -> None:
-        self._pulse = None
         with contextlib.suppress(OSError):
             self._directory.pulse.unlink()  # an earlier beat's
         environment = self._child_environment() | {
@@ -321,8 +318,7 @@ class Sidecar:
         if not self._launch.launched or self._state.child is not term.Child.RUNNING:
             return
         found = pulse.read(self._directory.pulse)
-        if found is not None and found != self._pulse:
-            self._pulse = found
+        if found is not None and found != self._state.beat.pulse:
             self._step(events.Pulsed(found))
 
     def _say_what_the_launcher_lacks(self) -> None:
