@@ -14,9 +14,9 @@ from kazoo.handlers.threading import KazooTimeoutError
 
 from zkbeat import clock, probe
 from zkbeat.access import Access
+from zkbeat.client import describe, plain_client, stop_within
 from zkbeat.command import check_command, launch
 from zkbeat.core.lease import LeaseError, agree
-from zkbeat.ensemble import describe, plain_client, stop_within
 from zkbeat.errors import ConfigError
 
 CONNECT_WITHIN_S = 5.0

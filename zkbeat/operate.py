@@ -19,10 +19,10 @@ from kazoo.handlers.threading import KazooTimeoutError
 
 from zkbeat import clock, probe
 from zkbeat.access import Access
+from zkbeat.client import plain_client, stop_within
 from zkbeat.core import record
 from zkbeat.core.record import Control, Member, Term
 from zkbeat.core.term import EXIT_NO_ENSEMBLE, EXIT_NO_PERMISSION
-from zkbeat.ensemble import plain_client, stop_within
 
 CONNECT_WITHIN_S = 5.0
 CALL_WITHIN_S = 5.0

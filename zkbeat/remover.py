@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from zkbeat import ensemble
+from zkbeat import client, ensemble
 from zkbeat.access import Access
 
 ALIVE_AT_MOST_S = 10
@@ -31,13 +31,13 @@ def main() -> int:
     signal.alarm(ALIVE_AT_MOST_S)
     order = json.loads(sys.stdin.readline())
     access = Access.from_json(order["access"])
-    client = ensemble.plain_client(access)
-    live = client.start_async()
+    session = client.plain_client(access)
+    live = session.start_async()
     try:
         if sys.stdin.readline() != "remove\n":
             return 1
         left_behind = ensemble.LeftBehind(order["znode"], order["led"])
-        error = ensemble.retire_within(client, live, left_behind, WITHIN_S)
+        error = ensemble.retire_within(session, live, left_behind, WITHIN_S)
         if error is not None:
             print(f"zkbeat: could not delete {order['znode']}: {error}", file=sys.stderr)
             return 1
@@ -45,4 +45,4 @@ def main() -> int:
             Path(order["note"]).unlink(missing_ok=True)
         return 0
     finally:
-        ensemble.stop_within(client, 1.0)
+        client.stop_within(session, 1.0)

@@ -21,9 +21,9 @@ from tests.support.net import Lan
 from tests.support.waiting import wait_until
 from tests.support.zookeeper import Ensemble
 from zkbeat import clock
+from zkbeat.client import stop_within
 from zkbeat.core import record
 from zkbeat.dev import Server
-from zkbeat.ensemble import stop_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

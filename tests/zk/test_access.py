@@ -13,10 +13,11 @@ import pytest
 from tests.support.events import Posted
 from zkbeat import clock
 from zkbeat.access import Access
+from zkbeat.client import plain_client, stop_within
 from zkbeat.core import events
 from zkbeat.core.record import Member
 from zkbeat.dev import Server, free_ports
-from zkbeat.ensemble import Ensemble, plain_client, stop_within
+from zkbeat.ensemble import Ensemble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -16,10 +16,11 @@ from tests.support.waiting import wait_until
 from tests.support.zookeeper import delete_all
 from zkbeat import clock
 from zkbeat.access import Access
+from zkbeat.client import plain_client, stop_within
 from zkbeat.core import events
 from zkbeat.core.record import Control, Ledger, Member, Term
 from zkbeat.dev import Server
-from zkbeat.ensemble import Ensemble, LeftBehind, plain_client, retire, stop_within
+from zkbeat.ensemble import Ensemble, LeftBehind, retire
 
 ME = Member(id="me", host="here", pid=1, version="0", digest="d", since=1.0)
 

@@ -26,9 +26,9 @@ from tests.bench.launcher.figures import Message, first_of_another
 from tests.support import nodes
 from tests.support.waiting import wait_until
 from zkbeat import clock
+from zkbeat.client import stop_within
 from zkbeat.core import record
 from zkbeat.dev import Server
-from zkbeat.ensemble import stop_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,8 +12,9 @@ from tests.bench.scale.servers import Probe, sample
 from tests.support.waiting import wait_until
 from zkbeat import clock
 from zkbeat.access import Access
+from zkbeat.client import plain_client, stop_within
 from zkbeat.core.lease import agree
-from zkbeat.ensemble import LeftBehind, plain_client, retire_within, stop_within
+from zkbeat.ensemble import LeftBehind, retire_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,8 +10,8 @@ import psutil
 from kazoo.client import KazooClient
 
 from zkbeat import clock
+from zkbeat.client import stop_within
 from zkbeat.core.record import Member
-from zkbeat.ensemble import stop_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
