@@ -64,6 +64,11 @@ class Config:
     host: str = ""
     version: str = __version__
 
+    @property
+    def base(self) -> str:
+        """Where in ZooKeeper this election is kept: ROOT/NAME."""
+        return base_path(self.root, self.name)
+
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes; to be kept out of logs, it holds the secrets."""
         return {**asdict(self), "runtime_dir": str(self.runtime_dir)}
@@ -231,6 +236,11 @@ def check_root(root: str) -> str:
     if not root.startswith("/") or "//" in root or not root.isprintable() or (root.endswith("/") and root != "/"):
         raise ConfigError(f"--root must be an absolute path without a slash at its end, not {root!r}")
     return root
+
+
+def base_path(root: str, name: str) -> str:
+    """Return where in ZooKeeper an election is kept: ROOT/NAME."""
+    return f"{root.rstrip('/')}/{name}"
 
 
 def _one_of(given: Mapping[str, Any], option: str, choices: tuple[str, ...]) -> str:

@@ -8,12 +8,17 @@ Standard library only, since it is imported in the user's interpreter.
 from __future__ import annotations
 
 import os
+import select
 import struct
+from typing import NoReturn
 
 from zkbeat import clock
 
 LEASE_FORMAT = "=qq"
 """The lease file: the soft and the hard deadline, CLOCK_BOOTTIME nanoseconds."""
+
+EXIT_FENCED = 75
+"""The lease had run out. As with sysexits' EX_TEMPFAIL: another time, or on another node, it will go."""
 
 
 def pack(soft: float, hard: float) -> bytes:
@@ -39,3 +44,24 @@ class Fence:
     def passed(self) -> bool:
         """Return whether the lease has run out: whoever asks must not act, and should end."""
         return clock.now() >= self.hard_deadline()
+
+
+def end(why: str) -> NoReturn:
+    """End this process at once, without a write of any kind.
+
+    Not with an exception: kombu and celery swallow some, and `Service.start` syncs in a `finally`, as do finalizers at
+    Python's own exit. That would overwrite what the next leader has written.
+    """
+    _last_words(f"zkbeat: {why}: nothing more is sent or written, beat ends with {EXIT_FENCED}\n".encode())
+    os._exit(EXIT_FENCED)
+
+
+def _last_words(line: bytes) -> None:
+    """Write to standard error if that takes it at once: whoever should read there may be stopped."""
+    try:
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        if any(event & select.POLLOUT for _, event in poll.poll(0)):
+            os.write(2, line)
+    except OSError:
+        pass

@@ -80,6 +80,11 @@ class RuntimeDirectory:
         return self.path / "pulse"
 
     @property
+    def place(self) -> Path:
+        """Where a launched beat reads how to reach the ensemble: it holds the credentials."""
+        return self.path / "place"
+
+    @property
     def note(self) -> Path:
         """Where our election znode is noted."""
         return self.path / "znode.json"
@@ -164,6 +169,17 @@ class RuntimeDirectory:
             "stop that one, or give this one a --runtime-dir of its own",
             EXIT_HELD,
         )
+
+    def write_place(self, data: bytes) -> None:
+        """Write down how to reach the ensemble, for nobody but this user. Raises RuntimeDirectoryError."""
+        new = self.place.with_suffix(".new")
+        try:
+            new.unlink(missing_ok=True)
+            new.touch(mode=0o600, exist_ok=False)
+            new.write_bytes(data)
+            new.replace(self.place)
+        except OSError as error:
+            raise _failed(f"cannot write to {self.place}", error) from None
 
     def write_note(self, znode: str, *, led: bool) -> str | None:
         """Note our election znode, to delete it at the next start if we are all killed; return an error's text."""

@@ -27,6 +27,7 @@ from zkbeat.log import Log
 from zkbeat.notify import Notifier
 from zkbeat.processes import RELOAD_SIGNAL
 from zkbeat.runtime import RuntimeDirectory, RuntimeDirectoryError
+from zkbeat.settings import Place
 
 EVENTS_AT_MOST = 10_000
 """More than this waiting means that the loop hangs; then the guard's deadline is the way out."""
@@ -290,12 +291,14 @@ class Sidecar:
     def _child_environment(self) -> dict[str, str]:
         """Return what the child is started with, as far as it is known before the term."""
         secret = {f"ZKBEAT_{name}" for name in ("AUTH_PASSWORD", "TLS_KEY_PASSWORD")}
-        return {key: value for key, value in os.environ.items() if key not in secret} | {
+        environment = {key: value for key, value in os.environ.items() if key not in secret} | {
             "ZKBEAT_NAME": self._config.name,
             "ZKBEAT_ID": self._config.id,
             "ZKBEAT_LEASE_FILE": str(self._directory.lease),
             "ZKBEAT_PULSE_FILE": str(self._directory.pulse),
         }
+        # The credentials are for a beat that keeps its schedule there; what any command gets is without them.
+        return environment | ({"ZKBEAT_PLACE_FILE": str(self._directory.place)} if self._launch.launched else {})
 
     def _start_child(self, action: actions.StartChild) -> None:
         with contextlib.suppress(OSError):
@@ -381,10 +384,13 @@ def main() -> int:
     with open(int(sys.argv[1]), "rb") as handed_over:  # noqa: PTH123  # a descriptor
         order = json.loads(handed_over.read())
     config = Config.from_json(order["config"])
+    launch = Launch(**order["launch"])
     directory = RuntimeDirectory(config.runtime_dir)
     try:
         directory.prepare()
         directory.acquire()
+        if launch.launched:
+            directory.write_place(Place(config.access, config.base).encode())
     except RuntimeDirectoryError as error:
         print(f"zkbeat: {error}", file=sys.stderr)
         return error.exit_code
@@ -397,7 +403,6 @@ def main() -> int:
                 f"started a ZooKeeper for development, pid {dev_pid}: not for production; it stays until it is killed"
             )
             log.say("warning", "dev", text)
-        launch = Launch(**order["launch"])
         code = Sidecar(config, order["command"], directory, log, launch, lambda pid: pid == dev_pid).run()
     except Exception:  # noqa: BLE001  # the guard ends the child when we are gone
         log.bug("a bug in zkbeat: please report it with these lines")

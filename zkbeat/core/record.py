@@ -139,6 +139,8 @@ class Term(Record):
     why: str | None = None
     gap: float | None = None
     """Seconds without a running child before this term, where that is known."""
+    missed: int | None = None
+    """How many due times the schedule in ZooKeeper did not send, for nobody was there in time."""
 
 
 def digest(command: Sequence[str]) -> str:

@@ -94,10 +94,15 @@ class Moved:
     by: float
 
 
-def describe(moved: list[Moved]) -> str:
+def describe_names(names: list[str]) -> str:
     """Name them, the first few at least."""
-    names = ", ".join(repr(one.name) for one in moved[:NAMES_AT_MOST])
-    return names if len(moved) <= NAMES_AT_MOST else f"{names} and {len(moved) - NAMES_AT_MOST} more"
+    first = ", ".join(repr(name) for name in names[:NAMES_AT_MOST])
+    return first if len(names) <= NAMES_AT_MOST else f"{first} and {len(names) - NAMES_AT_MOST} more"
+
+
+def describe(moved: list[Moved]) -> str:
+    """Name the entries that were moved, the first few at least."""
+    return describe_names([one.name for one in moved])
 
 
 # what follows knows schedulers
@@ -162,10 +167,13 @@ class ClockGuard:
     def _correct(self, jump: Jump | None) -> Iterator[Moved]:
         entries = _redbeat_entries(self._scheduler, self._now(), jump) if self._redbeat else _entries(self._scheduler)
         write = _write_to_redis if self._redbeat else _write
+        committed = getattr(self._scheduler, "due_times_are_committed", False)
         for entry in entries:
             last: datetime | None = entry.last_run_at
             if last is None:
                 continue
+            if committed and not _elapses(entry.schedule):
+                continue  # a due time that was sent, by whatever clock, is not sent again
             at = corrected(last, self._now(), elapses=_elapses(entry.schedule), jump=jump)
             if at is not None:
                 write(self._scheduler, entry, at)

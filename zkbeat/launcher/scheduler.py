@@ -16,16 +16,15 @@ import dataclasses
 import functools
 import gc
 import os
-import select
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from celery import beat
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 from celery.utils.log import get_logger
 
-from zkbeat import clock
+from zkbeat import clock, fence
 from zkbeat.fence import Fence
 from zkbeat.launcher import brokers, stamp
 from zkbeat.launcher.clocks import ClockGuard, is_redbeat
@@ -34,9 +33,6 @@ from zkbeat.pulse import Pulse, Reporter
 LEASE_FILE = "ZKBEAT_LEASE_FILE"
 PULSE_FILE = "ZKBEAT_PULSE_FILE"
 EPOCH = "ZKBEAT_EPOCH"
-
-EXIT_FENCED = 75
-"""The lease had run out. As with sysexits' EX_TEMPFAIL: another time, or on another node, it will go."""
 
 SLEEP_AT_MOST_S = 5.0
 """How long beat's loop sleeps at most: so soon it notices a lease that has run out, or a clock that has jumped."""
@@ -130,7 +126,7 @@ class Supervision:
     def check_fence(self) -> None:
         """Return if the lease holds; else the process ends here."""
         if self._watched and self._passed():
-            _end()
+            fence.end("the lease has run out")
 
     def check(self) -> None:
         """Return if a message may be sent; else the process ends, here or with SystemExit.
@@ -190,6 +186,8 @@ class Supervision:
 
     def publish(self, entry: Any, now: Any) -> _Publishing:
         """Return what is to be published in place of this entry."""
+        if stamp.is_stamped(entry):
+            return _Publishing(entry, entry, {})
         headers = stamp.headers(entry, self._epoch, now)
         return _Publishing(entry, self.stamped(entry, headers), headers)
 
@@ -345,27 +343,6 @@ def _open(path: str) -> Fence | None:
         return Fence(path)
     except OSError:
         return None
-
-
-def _end() -> NoReturn:
-    """End this process at once, without a write of any kind.
-
-    Not with an exception: kombu and celery swallow some, and `Service.start` syncs in a `finally`, as do finalizers at
-    Python's own exit. That would overwrite what the next leader has written.
-    """
-    _last_words(b"zkbeat: the lease has run out: nothing more is sent or written, beat ends with 75\n")
-    os._exit(EXIT_FENCED)
-
-
-def _last_words(line: bytes) -> None:
-    """Write to standard error if that takes it at once: whoever should read there may be stopped."""
-    try:
-        poll = select.poll()
-        poll.register(2, select.POLLOUT)
-        if any(event & select.POLLOUT for _, event in poll.poll(0)):
-            os.write(2, line)
-    except OSError:
-        pass
 
 
 def _warn_of_the_broker(scheduler: Any) -> None:

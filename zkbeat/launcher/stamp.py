@@ -22,7 +22,17 @@ NONCE = "zkbeat-nonce"
 
 def headers(entry: Any, epoch: str, at: datetime) -> dict[str, str]:
     """Return the headers of this entry's message: of the entry as it was before it was reserved."""
-    return {EPOCH: epoch, TICK: f"{entry.name}@{due(entry, at).isoformat()}", NONCE: uuid.uuid4().hex}
+    return of_tick(f"{entry.name}@{due(entry, at).isoformat()}", epoch)
+
+
+def of_tick(tick: str, epoch: str) -> dict[str, str]:
+    """Return the headers of one attempt to publish this tick."""
+    return {EPOCH: epoch, TICK: tick, NONCE: uuid.uuid4().hex}
+
+
+def is_stamped(entry: Any) -> bool:
+    """Whether its scheduler has stamped it already, which then knows better for which due time it is."""
+    return TICK in ((entry.options or {}).get("headers") or {})
 
 
 def due(entry: Any, at: datetime) -> datetime:
@@ -43,21 +53,22 @@ def due(entry: Any, at: datetime) -> datetime:
 
 def stamped(entry: Any, extra: dict[str, str]) -> Any:
     """Return an entry like this one whose message has these headers as well."""
-    clone = _clone(entry)
+    same = clone(entry)
     options = entry.options or {}
-    clone.options = {**options, "headers": {**(options.get("headers") or {}), **extra}}
-    return clone
+    same.options = {**options, "headers": {**(options.get("headers") or {}), **extra}}
+    return same
 
 
 def _as_of(schedule: Any, now: datetime) -> Any:
     """Return the schedule with its clock stopped: `remaining_estimate` reads it, and due times must be exact."""
-    stopped = _clone(schedule)
+    stopped = clone(schedule)
     stopped.nowfun = lambda: now
     return stopped
 
 
-def _clone(thing: Any) -> Any:
+def clone(thing: Any) -> Any:
+    """Return a shallow copy; `copy.copy` raises for some entries."""
     cls: Any = type(thing)
-    clone = cls.__new__(cls)
-    clone.__dict__.update(thing.__dict__)
-    return clone
+    made = cls.__new__(cls)
+    made.__dict__.update(thing.__dict__)
+    return made
