@@ -30,8 +30,11 @@ from kazoo.security import make_acl, make_digest_acl
 from zkbeat import clock
 from zkbeat.access import Access
 
-# What matters of kazoo's log is said by whoever uses it; without a handler it would go to standard error.
+# What matters of kazoo's log is said by whoever uses it. Without a handler warnings would go to standard error; and in an
+# app's process, that has its log set up, each connect would be told of. The app's own clients are left alone.
 logging.getLogger("kazoo").addHandler(logging.NullHandler())
+_logger = logging.getLogger("kazoo.zkbeat")
+_logger.setLevel(logging.WARNING)
 
 
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
@@ -92,6 +95,7 @@ def plain_client(
         handler=handler,
         connection_retry=_retry(handler, longest_s=min(1.0, access.session_timeout_s / 12)),
         command_retry=_retry(handler, longest_s=1.0),
+        logger=_logger,
         **options,
     )
     client._connection._connect = _connecting(client, on_connected)  # noqa: SLF001

@@ -60,7 +60,8 @@ class Log:
         self._logger.addHandler(logging.handlers.QueueHandler(waiting))
         if level == "debug":  # what matters of it, the state machine says
             logging.getLogger("kazoo").addHandler(logging.handlers.QueueHandler(waiting))
-            logging.getLogger("kazoo").setLevel(logging.DEBUG)
+            for name in ("kazoo", "kazoo.zkbeat"):
+                logging.getLogger(name).setLevel(logging.DEBUG)
         self._listener.start()
 
     def say(self, level: str, event: str, message: str, **fields: Any) -> None:

@@ -419,6 +419,10 @@ class Book:
         """Return in which bucket an entry stands; -1 for one that has no state yet."""
         return self._where.get(key, -1)
 
+    def keys_in(self, number: int) -> list[str]:
+        """Return which entries stand in a bucket."""
+        return list(self._buckets[number].states)
+
     # writing
 
     def change(
@@ -476,7 +480,8 @@ class Book:
     def _place(self, states: Mapping[str, State | None]) -> dict[int, dict[str, State | None]]:
         """Return in which bucket each of them goes: where it stands, else where there is room, else a new one."""
         placed: dict[int, dict[str, State | None]] = {}
-        room = {number: bucket.size for number, bucket in self._buckets.items()} if states else {}
+        anew = any(key not in self._where for key in states)
+        room = {number: bucket.size for number, bucket in self._buckets.items()} if anew else {}
         filling = max(room, default=-1)
         for key, state in states.items():
             number = self._where.get(key)

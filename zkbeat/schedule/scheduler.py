@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -55,8 +54,8 @@ SAY_AGAIN_AFTER_S = 10.0
 CONFIRM_EVERY_S = 0.02
 """In a long row of publishes, what was sent is written down this often: so much of it is sent again after a crash."""
 
-PUBLISH_AGAIN_S = (1.0, 30.0)
-"""After a publish that failed: from one second on, doubled up to thirty."""
+PUBLISH_AGAIN_S = (0.25, 30.0)
+"""When to publish again after a failure: at first soon (a connection that idled may just be stale), then ever later."""
 
 FORGET_AFTER_S = 30 * 86400.0
 """How long the state of an entry is kept that no app has any more."""
@@ -75,12 +74,13 @@ class _Plan:
 
     states: dict[str, State] = field(default_factory=dict)
     ticks: list[Tick] = field(default_factory=list)
+    dropped: list[Tick] = field(default_factory=list)
     missed: dict[str, int] = field(default_factory=dict)
     control: schedule.Control | None = None
     change: Change | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.states or self.ticks or self.control)
+        return bool(self.states or self.ticks or self.dropped or self.control)
 
 
 class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
@@ -141,7 +141,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def _define(self) -> None:
         """Take over the app's definitions; what was added by hand stays."""
-        defined = dict(self.app.conf.beat_schedule)
+        defined = self._definitions()
         for name in self._defined.keys() - defined.keys():
             self.data.pop(name, None)
         self.data.update(
@@ -149,6 +149,10 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         )
         self.install_default_entries(self.data)
         self._defined = defined
+
+    def _definitions(self) -> dict[str, Any]:
+        """Return a copy of them: an app may change one where it stands."""
+        return {name: dict(entry) for name, entry in self.app.conf.beat_schedule.items()}
 
     def _open(self) -> Any:
         if self._leader is None:
@@ -166,7 +170,6 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         self._book = book
         self._unfinished = None
         self._keys.clear()
-        self._done.clear()
         self._ready.clear()
         self._adopt(self.data.values())
         gone = {
@@ -223,7 +226,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def _refresh(self) -> None:
         """Take over what the app has defined, changed or removed since."""
-        if self.app.conf.beat_schedule != self._defined:
+        if self._definitions() != self._defined:
             self._define()
             self._stale = True
         known = {schedule.key_of(str(name)): entry for name, entry in self.data.items()}
@@ -300,11 +303,11 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def _sleep_s(self) -> float:
         now = self._now()
-        wakes = [at for _, at in self._tries.values()]
+        wakes = [self._tries.get(tick, (0, 0))[1] for tick in self._owed()]
         if self._heap:
             wakes.append(self._heap[0][0])
         next_s = (min(wakes) - now) / 1e6 if wakes else TURN_AT_LEAST_EVERY_S
-        return min(max(next_s, 0.0), TURN_AT_LEAST_EVERY_S, self.max_interval)
+        return min(max(next_s, 0.0), TURN_AT_LEAST_EVERY_S, float(self.max_interval))
 
     def _settle(self) -> None:
         """Find out how the last turn's change has ended, if that was not known."""
@@ -321,9 +324,8 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         try:
             if self._store.look(self._book):
                 now = self._now()
-                for key in self._keys:
-                    if key not in self._at and key not in self._ready:
-                        self._push(key, now)
+                for key in self._keys.keys() - self._at.keys() - set(self._ready):
+                    self._push(key, now)
         except schedule.GarbageError as error:
             _logger.error("zkbeat: cannot read %s in ZooKeeper: what operators ask for is not known", error)  # noqa: TRY400
 
@@ -347,6 +349,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         """Decide about as much of what is due as one transaction can carry."""
         plan = _Plan()
         self._plan_requests(plan)
+        self._plan_drops(plan, now)
         owed = {tick.key for tick in self._owed() if tick.request is None}
         buckets: set[int] = set()
         while self._ready and len(plan.ticks) < schedule.GROUP_AT_MOST:
@@ -389,9 +392,28 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
                 _logger.warning("zkbeat: %s wants %r to run, which is no entry", request.by, request.key)
         plan.control = replace(control, requests=control.requests[schedule.GROUP_AT_MOST :])
 
+    def _plan_drops(self, plan: _Plan, now: int) -> None:
+        """Give up what is owed and can no longer be sent."""
+        for tick in self._owed():
+            entry = self._keys.get(tick.key)
+            if entry is None:
+                _logger.warning("zkbeat: %s was to be sent, and is in the schedule no more: dropped", tick.name)
+            elif tick.request is None and self._too_late(entry, tick, now):
+                _logger.warning("zkbeat: %s could not be sent in time: dropped", tick.name)
+                plan.missed[tick.key] = 1
+            else:
+                continue
+            plan.dropped.append(tick)
+            state = self._book.state(tick.key)
+            if state is not None and tick.request is None:
+                plan.states[tick.key] = replace(state, missed=state.missed + 1)
+
     def _carry_out(self, plan: _Plan) -> None:
         """Write down what is about to be sent."""
-        plan.change = self._book.change(plan.states, [*self._owed(), *plan.ticks], plan.control)
+        self._store.settle(self._book)
+        self._forget_done()
+        kept = [tick for tick in self._owed() if tick not in plan.dropped]
+        plan.change = self._book.change(plan.states, [*kept, *plan.ticks], plan.control)
         self._unfinished = plan
         self._store.commit(self._book, plan.change)
         self._unfinished = None
@@ -402,9 +424,10 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         now = self._now()
         sent = {tick.key for tick in plan.ticks if tick.request is None}
         for key, state in plan.states.items():
-            self._show(self._keys[key], state)
-            if key not in sent:
-                self._push(key, now)
+            if key in self._keys:
+                self._show(self._keys[key], state)
+                if key not in sent:
+                    self._push(key, now)
         if plan.missed:
             count = sum(plan.missed.values())
             self._missed_untold += count
@@ -449,27 +472,19 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         """Publish what is owed, and write down what went out; stop at a broker that takes nothing."""
         for tick in self._owed():
             tries, at = self._tries.get(tick, (0, 0))
-            if at > now:
+            if at > now or tick.key not in self._keys:
                 continue
-            entry = self._keys.get(tick.key)
-            if entry is None:
-                _logger.warning("zkbeat: %s was to be sent, and is in the schedule no more: dropped", tick.name)
-            elif tick.request is None and self._too_late(entry, tick, tries, now):
-                self._missed_untold += 1
-                _logger.warning("zkbeat: %s could not be sent in time: dropped", tick.name)
-            elif not self._publish(entry, tick, tries, now):
+            if not self._publish(self._keys[tick.key], tick, tries, now):
                 break
             self._sent(tick, now)
         self._confirm_rest()
 
-    def _too_late(self, entry: Any, tick: Tick, tries: int, now: int) -> bool:
+    def _too_late(self, entry: Any, tick: Tick, now: int) -> bool:
         policy = self._policy_of(entry)
-        oldest = policy.oldest(now)
-        if oldest is not None and tick.due < oldest:
-            # A deadline may have passed while the leadership changed hands, with the tick sent or not: it is owed once.
-            return tries > 0
-        if tries == 0 or policy.catch_up is schedule.CatchUp.ALL:
-            return False
+        if policy.within_s is not None and tick.due < now - int(policy.within_s * 1_000_000):
+            return True
+        if tick not in self._tries or policy.catch_up is schedule.CatchUp.ALL:
+            return False  # what a former leader owed is sent once, even where what was missed is not
         following = self._following(entry, tick.due, now)
         return following is not None and following <= now
 
@@ -480,10 +495,10 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         _logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
         try:
             self.apply_async(stamped, producer=self.producer, advance=False)
-        except Exception:
+        except Exception as error:  # noqa: BLE001  # whatever the transport, a serializer or the app's task class raise
             wait_s = min(PUBLISH_AGAIN_S[0] * 2**tries, PUBLISH_AGAIN_S[1])
             self._tries[tick] = tries + 1, now + int(wait_s * 1_000_000)
-            _logger.exception("zkbeat: %s was not sent, trying again in %g s", tick.name, wait_s)
+            _logger.error("zkbeat: %s was not sent, trying again in %g s: %s", tick.name, wait_s, error)  # noqa: TRY400
             self._drop_connection()
             return False
         return True
@@ -512,8 +527,9 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
             self._forget_done()
 
     def _forget_done(self) -> None:
-        if self._done:
-            self._done.intersection_update(self._book.intent.ticks)
+        owed = self._book.intent.ticks
+        self._done.intersection_update(owed)
+        self._tries = {tick: tried for tick, tried in self._tries.items() if tick in owed}
 
     def _drop_connection(self) -> None:
         """Have the next publish make a new connection: without retries kombu keeps one that is broken."""
@@ -532,11 +548,8 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         if self._missed_untold and self._epoch and self._store.report_missed(int(self._epoch), self._missed_untold):
             self._missed_untold = 0
         for number in sorted(self._untold)[:TOLD_AT_ONCE]:
-            texts = {
-                key: (str(entry.task), repr(entry.schedule))
-                for key, entry in self._keys.items()
-                if self._book.bucket_of(key) == number
-            }
+            entries = {key: self._keys[key] for key in self._book.keys_in(number) if key in self._keys}
+            texts = {key: (str(entry.task), repr(entry.schedule)) for key, entry in entries.items()}
             data = schedule.encode_about(texts)
             if self._store.about(number) != data:
                 self._store.about(number, data)
@@ -572,5 +585,5 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
 
 def _refuse(line: str, exit_code: int) -> NoReturn:
-    print(f"zkbeat: {line}", file=sys.stderr, flush=True)
+    _logger.critical("zkbeat: %s", line)  # celery has its log set up by now, and standard error goes there
     raise SystemExit(exit_code)

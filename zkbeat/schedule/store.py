@@ -106,12 +106,11 @@ class Store:
     # writing
 
     def commit(self, book: Book, change: Change) -> None:
-        """Carry out a change.
+        """Carry out a change; nothing else may be under way, or in doubt.
 
         Raises UnavailableError if it is not known whether it went through: `settle` finds out. Raises FencedError,
         SupersededError.
         """
-        self.settle(book)
         self._doubted = change
         self._finish(book, change, self._send(change))
 
