@@ -29,6 +29,7 @@ CLASSES = {
     "persistent": "celery.beat:PersistentScheduler",
     "database": "django_celery_beat.schedulers:DatabaseScheduler",
     "redbeat": "redbeat.schedulers:RedBeatScheduler",
+    "zookeeper": "zookeeper",
 }
 EPOCH = "4294967311"
 

@@ -84,7 +84,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_beat(tmp_path: Path, redis: Redis, _database: Callable[[bool], Path]) -> Callable[..., Beat]:
+def make_beat(
+    tmp_path: Path, redis: Redis, request: pytest.FixtureRequest, _database: Callable[[bool], Path]
+) -> Callable[..., Beat]:
     """Makes a beat that is to be entered; the second one of a test takes over what the first has left behind."""
 
     def make(kind: str, schedule: dict[str, Any], **keywords: Any) -> Beat:
@@ -92,6 +94,14 @@ def make_beat(tmp_path: Path, redis: Redis, _database: Callable[[bool], Path]) -
         if kind == "database" and not database.exists():
             database.parent.mkdir()
             shutil.copy(_database(keywords.get("use_tz", True)), database)
+        if kind == "zookeeper":
+            place = {
+                "hosts": request.getfixturevalue("zk_hosts"),
+                "root": request.getfixturevalue("zk_root"),
+                "name": "e",
+            }
+            own = {"zkbeat_unfenced": True, **{f"zkbeat_{name}": value for name, value in place.items()}}
+            keywords["conf"] = {**own, **keywords.get("conf", {})}
         broker = keywords.pop("broker", redis)
         return Beat(tmp_path / "beat", kind, broker.url, schedule, store=redis.url, **keywords)
 

@@ -30,7 +30,13 @@ def in_step(messages, kind):
 
 @pytest.mark.parametrize(
     ("kind", "ahead_s"),
-    [("persistent", HOUR_S), ("persistent", MONTHS_S), ("database", MONTHS_S), ("redbeat", MONTHS_S)],
+    [
+        ("persistent", HOUR_S),
+        ("persistent", MONTHS_S),
+        ("database", MONTHS_S),
+        ("redbeat", MONTHS_S),
+        ("zookeeper", MONTHS_S),
+    ],
 )
 def test_the_successor_of_a_leader_whose_clock_was_ahead(kind, ahead_s, make_beat, redis):
     first = make_beat(kind, often(kind))
