@@ -301,8 +301,11 @@ class Control:
         raw = _load(data, CONTROL)
         try:
             held = {str(key): Hold(*one) for key, one in raw.get("held", {}).items()}
-            return cls(held, tuple(Request(*one) for one in raw.get("requests", ())))
-        except (TypeError, AttributeError):
+            requests = tuple(Request(*one) for one in raw.get("requests", ()))
+            for one in requests:
+                _check(one.id, one.key, one.by, at=one.at)
+            return cls(held, requests)
+        except (TypeError, AttributeError, ValueError, OverflowError):
             raise GarbageError(CONTROL) from None
 
 
@@ -323,8 +326,11 @@ class Intent:
         """Return what the znode says. Raises GarbageError, NewerError."""
         raw = _load(data, INTENT)
         try:
-            return cls(str(raw["id"]), tuple(Tick(*one) for one in raw["ticks"]))
-        except (TypeError, KeyError):
+            ticks = tuple(Tick(*one) for one in raw["ticks"])
+            for one in ticks:
+                _check(one.key, one.request or "", at=one.due)
+            return cls(str(raw["id"]), ticks)
+        except (TypeError, KeyError, ValueError, OverflowError):
             raise GarbageError(INTENT) from None
 
 
@@ -419,9 +425,15 @@ class Book:
         """Return in which bucket an entry stands; -1 for one that has no state yet."""
         return self._where.get(key, -1)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Return the buckets' numbers."""
+        return list(self._buckets)
+
     def keys_in(self, number: int) -> list[str]:
         """Return which entries stand in a bucket."""
-        return list(self._buckets[number].states)
+        bucket = self._buckets.get(number)
+        return list(bucket.states) if bucket is not None else []
 
     # writing
 
@@ -544,6 +556,13 @@ def _size(key: str, state: State | None) -> int:
 
 def _encode_bucket(states: Mapping[str, State]) -> bytes:
     return _dump({"entries": {key: state.to_json() for key, state in states.items()}})
+
+
+def _check(*texts: object, at: object) -> None:
+    """Raise ValueError, or OverflowError, unless these are texts, and an instant."""
+    if not all(isinstance(text, str) for text in texts) or isinstance(at, bool) or not isinstance(at, int):
+        raise ValueError("not what it should be")
+    to_datetime(at)
 
 
 def _dump(about: Mapping[str, Any]) -> bytes:

@@ -177,6 +177,10 @@ class Supervision:
         count = self._pulse.count + 1
         self._say(at=now, owing_since=0.0, published_at=now, published_wall=clock.wall(), count=count)
 
+    def nothing_owed(self) -> None:
+        """Say that nothing is owed any more, though no message has gone out."""
+        self._say(at=clock.now(), owing_since=0.0)
+
     def _say(self, **changes: Any) -> None:
         self._pulse = dataclasses.replace(self._pulse, **changes)
         if self._reporter is not None:
@@ -324,6 +328,14 @@ class Supervised:
         self._zkbeat.closed = True
         self._zkbeat.check_fence()
         return up.close(*args, **kwargs)
+
+    def owes(self, what: str) -> None:
+        """For a scheduler that cannot get as far as a publish: say what keeps it."""
+        self._zkbeat.begins(what)
+
+    def owes_nothing(self) -> None:
+        """And that it is over."""
+        self._zkbeat.nothing_owed()
 
     @_Inherited
     def connection(self, connection: Any) -> Any:

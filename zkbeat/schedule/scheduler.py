@@ -54,7 +54,7 @@ SAY_AGAIN_AFTER_S = 10.0
 CONFIRM_EVERY_S = 0.02
 """In a long row of publishes, what was sent is written down this often: so much of it is sent again after a crash."""
 
-PUBLISH_AGAIN_S = (0.25, 30.0)
+PUBLISH_AGAIN_S = (0.25, 10.0)
 """When to publish again after a failure: at first soon (a connection that idled may just be stale), then ever later."""
 
 FORGET_AFTER_S = 30 * 86400.0
@@ -106,6 +106,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         self._untold: set[int] = set()
         self._missed_untold = 0
         self._said_at = 0.0
+        self._unavailable = False
         self._looked_at = 0.0
         self._next_s: float = 0.0
         self._confirmed_at = 0.0
@@ -181,6 +182,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         self._write({**gone, **old})
         self._stale = False
         self._heap = None
+        self._untold = set(book.numbers)
         owed = len(book.intent.ticks)
         _logger.info(
             "zkbeat: %d entries, %d of them new%s", len(self._keys), self._new, f"; {owed} ticks are owed" * bool(owed)
@@ -215,9 +217,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def _write(self, states: dict[str, State | None]) -> None:
         for portion in self._book.portions(states):
-            change = self._book.change(portion)
-            self._store.commit(self._book, change)
-            self._untold |= set(change.placed)
+            self._store.commit(self._book, self._book.change(portion))
 
     def _show(self, entry: Any, state: State) -> None:
         """Have celery's own entry say what stands in its state."""
@@ -263,6 +263,8 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         try:
             step()
         except UnavailableError as error:
+            self._unavailable = True
+            self.owes("the schedule, from ZooKeeper")
             if clock.now() - self._said_at > SAY_AGAIN_AFTER_S:
                 self._said_at = clock.now()
                 _logger.warning("zkbeat: no answer from ZooKeeper (%s): nothing is sent meanwhile", error)
@@ -277,10 +279,20 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
             _refuse(str(error), EXIT_NO_PERMISSION)
         except schedule.NewerError as error:
             _refuse(str(error), EXIT_CONFIG)
+        if self._unavailable:
+            self._unavailable = False
+            if not self._tries:  # else the broker takes nothing
+                self.owes_nothing()
         if self._said_at:
             self._said_at = 0.0
             _logger.info("zkbeat: ZooKeeper answers again")
         return True
+
+    def owes(self, what: str) -> None:
+        """Say what keeps this beat from sending; to the launcher's mixin, where there is one."""
+
+    def owes_nothing(self) -> None:
+        """Say that it is over."""
 
     def _turn(self) -> None:
         self._settle()
@@ -326,8 +338,8 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
                 now = self._now()
                 for key in self._keys.keys() - self._at.keys() - set(self._ready):
                     self._push(key, now)
-        except schedule.GarbageError as error:
-            _logger.error("zkbeat: cannot read %s in ZooKeeper: what operators ask for is not known", error)  # noqa: TRY400
+        except (schedule.GarbageError, schedule.NewerError) as error:
+            _logger.error("zkbeat: cannot read what operators ask for: %s", error)  # noqa: TRY400
 
     # what is due
 
@@ -530,6 +542,10 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         owed = self._book.intent.ticks
         self._done.intersection_update(owed)
         self._tries = {tick: tried for tick, tried in self._tries.items() if tick in owed}
+
+    def _ensure_connected(self) -> Any:
+        """Connect to the broker, or fail: celery's own goes on trying, and the loop has other things to do meanwhile."""
+        return self.connection.ensure_connection(max_retries=0)
 
     def _drop_connection(self) -> None:
         """Have the next publish make a new connection: without retries kombu keeps one that is broken."""

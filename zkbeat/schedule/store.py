@@ -80,7 +80,10 @@ class Store:
             book.intent_version = self._get(schedule.INTENT)[1]
             garbage.append(str(error))
         self.commit(book, book.change())
-        self.look(book)
+        try:
+            self.look(book)
+        except (schedule.GarbageError, schedule.NewerError) as error:
+            garbage.append(str(error))
         found = (schedule.bucket_number(child) for child in self._call("get_children", schedule.STATE))
         numbers = sorted(number for number in found if number is not None)
         for number, answer in [(number, self._ask("get", schedule.bucket_path(number))) for number in numbers]:
