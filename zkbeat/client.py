@@ -30,8 +30,8 @@ from kazoo.security import make_acl, make_digest_acl
 from zkbeat import clock
 from zkbeat.access import Access
 
-# What matters of kazoo's log is said by whoever uses it. Without a handler warnings would go to standard error; and in an
-# app's process, that has its log set up, each connect would be told of. The app's own clients are left alone.
+# What matters of kazoo's log is said by whoever uses it. Without a handler warnings would go to standard error; and in
+# an app's process, which has its log set up, each connect would be told of. The app's own clients are left alone.
 logging.getLogger("kazoo").addHandler(logging.NullHandler())
 _logger = logging.getLogger("kazoo.zkbeat")
 _logger.setLevel(logging.WARNING)

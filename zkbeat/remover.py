@@ -15,8 +15,9 @@ import signal
 import sys
 from pathlib import Path
 
-from zkbeat import client, ensemble
+from zkbeat import client
 from zkbeat.access import Access
+from zkbeat.retire import LeftBehind, retire_within
 
 ALIVE_AT_MOST_S = 10
 
@@ -36,8 +37,8 @@ def main() -> int:
     try:
         if sys.stdin.readline() != "remove\n":
             return 1
-        left_behind = ensemble.LeftBehind(order["znode"], order["led"])
-        error = ensemble.retire_within(session, live, left_behind, WITHIN_S)
+        left_behind = LeftBehind(order["znode"], order["led"])
+        error = retire_within(session, live, left_behind, WITHIN_S)
         if error is not None:
             print(f"zkbeat: could not delete {order['znode']}: {error}", file=sys.stderr)
             return 1

@@ -21,11 +21,12 @@ from zkbeat import clock, health, processes, pulse
 from zkbeat.command import Launch
 from zkbeat.config import Config
 from zkbeat.core import actions, events, record, term
-from zkbeat.ensemble import Ensemble, LeftBehind
+from zkbeat.ensemble import Ensemble
 from zkbeat.link import BURY_AGAIN_S, Link
 from zkbeat.log import Log
 from zkbeat.notify import Notifier
 from zkbeat.processes import RELOAD_SIGNAL
+from zkbeat.retire import LeftBehind
 from zkbeat.runtime import RuntimeDirectory, RuntimeDirectoryError
 from zkbeat.settings import Place
 

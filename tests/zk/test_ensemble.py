@@ -20,7 +20,8 @@ from zkbeat.client import plain_client, stop_within
 from zkbeat.core import events
 from zkbeat.core.record import Control, Ledger, Member, Term
 from zkbeat.dev import Server
-from zkbeat.ensemble import Ensemble, LeftBehind, retire
+from zkbeat.ensemble import Ensemble
+from zkbeat.retire import LeftBehind, retire
 
 ME = Member(id="me", host="here", pid=1, version="0", digest="d", since=1.0)
 

@@ -544,7 +544,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         self._tries = {tick: tried for tick, tried in self._tries.items() if tick in owed}
 
     def _ensure_connected(self) -> Any:
-        """Connect to the broker, or fail: celery's own goes on trying, and the loop has other things to do meanwhile."""
+        """Connect to the broker, or fail: celery's own goes on trying, and the loop has other things to do."""
         return self.connection.ensure_connection(max_retries=0)
 
     def _drop_connection(self) -> None:

@@ -14,7 +14,7 @@ from zkbeat import clock
 from zkbeat.access import Access
 from zkbeat.client import plain_client, stop_within
 from zkbeat.core.lease import agree
-from zkbeat.ensemble import LeftBehind, retire_within
+from zkbeat.retire import LeftBehind, retire_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
