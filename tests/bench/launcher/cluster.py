@@ -176,7 +176,7 @@ class ByHand(nodes.Family):
     def __init__(self, directory: Path, hosts: str, broker_url: str, name: str, setup: Setup) -> None:
         super().__init__(setup.environment(broker_url, directory))
         self.directory = directory
-        script = [sys.executable, str(HERE / "by_hand.py"), hosts, f"/{name}", f"{setup.session_timeout_s:g}"]
+        script = [sys.executable, str(HERE.parent / "by_hand.py"), hosts, f"/{name}", f"{setup.session_timeout_s:g}"]
         self._argv = [*script, *bench_node.CELERY_BEAT]
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -301,7 +301,7 @@ class ByHand(Contestant):
         return version("kazoo")
 
     def node(self, place: Place, setting: str) -> Node:  # noqa: ARG002
-        argv = [sys.executable, str(HERE / "by_hand.py"), place.store, f"/{place.name}", *CELERY_BEAT]
+        argv = [sys.executable, str(HERE.parent / "by_hand.py"), place.store, f"/{place.name}", "10", *CELERY_BEAT]
         return PeerNode(place, argv, {})
 
 

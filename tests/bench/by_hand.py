@@ -1,4 +1,4 @@
-"""What a competent user writes after an hour with kazoo's documents: `python by_hand.py HOSTS PATH COMMAND...`.
+"""What a competent user writes after an hour with kazoo's documents: `by_hand.py HOSTS PATH TIMEOUT COMMAND...`.
 
 The election is the recipe's; the listener, which its documents recommend, stops the command when the session is lost;
 TERM stops the command first and gives up the leadership then. What it does not do is what the comparison is about.
@@ -12,7 +12,7 @@ import sys
 
 from kazoo.client import KazooClient, KazooState
 
-hosts, path, *command = sys.argv[1:]
+hosts, path, timeout, *command = sys.argv[1:]
 beat = None
 stopping = False
 
@@ -37,7 +37,7 @@ def on_term(_number, _frame):
     beat.terminate()
 
 
-client = KazooClient(hosts=hosts, timeout=10.0)
+client = KazooClient(hosts=hosts, timeout=float(timeout))
 client.add_listener(on_state)
 signal.signal(signal.SIGTERM, on_term)
 client.start()
