@@ -2,15 +2,15 @@
 # make test    everything that is checked: lint, then all tiers of tests
 # make sim     more of the simulation: make sim SEEDS=1000000 FIRST=0, or SEED=7 to replay one
 # make chaos   more faults on the real thing: make chaos ROUNDS=500 SEED=1
-# make bench   beside its peers, on this machine; bench-faults, bench-launcher and bench-scale measure the rest
+# make bench   beside its peers, on this machine; bench-faults, -launcher, -scale and -schedule measure the rest
 # make clean   remove what these have made in this directory
 #
 # On Debian and Ubuntu each target installs the packages that it lacks, with sudo where that is needed.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit sim process zk launcher deploy chaos container clean
-.PHONY: bench bench-faults bench-launcher bench-scale
+.PHONY: help demo test lint unit sim process zk launcher schedule deploy chaos container clean
+.PHONY: bench bench-faults bench-launcher bench-scale bench-schedule
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
@@ -35,7 +35,7 @@ demo: .venv/.demo
 
 # Goes on after a tier that fails, so that one run says all there is to say; and fails then.
 test: .venv/.dev
-	@$(MAKE) --no-print-directory --keep-going lint unit sim process zk launcher deploy chaos container
+	@$(MAKE) --no-print-directory --keep-going lint unit sim process zk launcher schedule deploy chaos container
 
 lint: .venv/.dev
 	$(PYTHON) -m ruff check .
@@ -67,6 +67,10 @@ launcher: .venv/.dev
 	@.ci/packages $(SERVER_PACKAGES) $(BROKER_PACKAGES) $(LAN_PACKAGES)
 	$(PYTEST) $(WAITING) tests/launcher
 
+schedule: .venv/.dev
+	@.ci/packages $(SERVER_PACKAGES) $(BROKER_PACKAGES) $(LAN_PACKAGES)
+	$(PYTEST) $(WAITING) tests/schedule tests/worker
+
 deploy: .venv/.dev
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
 	$(PYTEST) $(WAITING) -m 'not container' tests/deploy
@@ -88,7 +92,7 @@ bench: .venv/.bench
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES) etcd-server=etcd etcd-client=etcdctl
 	$(PYTHON) -m tests.bench.peers --json docs/peers.json
 
-bench-faults bench-launcher bench-scale: .venv/.bench
+bench-faults bench-launcher bench-scale bench-schedule: .venv/.bench
 	@.ci/packages $(SERVER_PACKAGES) $(LAN_PACKAGES)
 	$(PYTHON) -m tests.bench.$(@:bench-%=%)
 

@@ -31,10 +31,11 @@ from zkbeat import clock
 from zkbeat.access import Access
 
 # What matters of kazoo's log is said by whoever uses it. Without a handler warnings would go to standard error; and in
-# an app's process, which has its log set up, each connect would be told of. The app's own clients are left alone.
+# an app's process, which has its log set up, each connect would be told of, and each attempt of an outage. The app's
+# own clients are left alone.
 logging.getLogger("kazoo").addHandler(logging.NullHandler())
 _logger = logging.getLogger("kazoo.zkbeat")
-_logger.setLevel(logging.WARNING)
+_logger.setLevel(logging.CRITICAL)
 
 
 class _Handler(SequentialThreadingHandler):  # type: ignore[misc]

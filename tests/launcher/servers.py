@@ -51,12 +51,13 @@ class Redis:
 
     driver = "redis"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, bind: str = "127.0.0.1") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._port = free_ports(1)[0]
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-        self.client = redis.Redis(port=self._port, decode_responses=True)
+        self._bind = bind
+        self._port = free_ports(1, bind)[0]
+        self.url = f"redis://{bind}:{self._port}/0"
+        self.client = redis.Redis(host=bind, port=self._port, decode_responses=True)
         self._start()
 
     def messages(self) -> list[Message]:
@@ -93,7 +94,7 @@ class Redis:
         self.stop()
 
     def _start(self) -> None:
-        options = {"bind": "127.0.0.1", "port": self._port, "save": "", "dir": self._directory}
+        options = {"bind": self._bind, "port": self._port, "save": "", "dir": self._directory, "protected-mode": "no"}
         argv = ["redis-server", *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
         with (self._directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, start_new_session=True)
