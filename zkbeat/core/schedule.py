@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,8 +32,8 @@ CONTROL = "schedule/control"
 BUCKET_BYTES = 4096
 """How large a bucket of entries may grow: each tick of one of them writes all of it."""
 
-TRANSACTION_BYTES = 400_000
-"""What one transaction may carry; a ZooKeeper takes 1 MiB as it is delivered, headers and paths included."""
+TRANSACTION_BYTES = 300_000
+"""What the buckets of one transaction may hold; a ZooKeeper takes 1 MiB as it is delivered, everything included."""
 
 GROUP_AT_MOST = 100
 """How many ticks one intent may hold. After a crash, those of them that were sent are sent again."""
@@ -40,14 +41,21 @@ GROUP_AT_MOST = 100
 KEY_CHARACTERS = 200
 """A longer name (celery makes names of whole signatures) is known by its beginning and a digest."""
 
+TEXT_CHARACTERS = 200
+"""How much is kept of what an entry's task and schedule are called."""
+
 SKIP_AFTER_S = 2.0
 """With `skip`, a due time that is late by more was missed; a healthy hand-over takes less."""
 
 COUNTED_AT_MOST = 100
 """How many missed due times of a calendar are counted, one by one; more are reported as so many at least."""
 
+WALKED_AT_MOST = 10_000
+"""How many due times of a schedule that must be gone through one by one are gone through in one turn."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
+_LAST = (datetime.max.replace(tzinfo=timezone.utc) - _EPOCH) // _MICROSECOND
 _SECOND = 1_000_000
 
 
@@ -70,6 +78,11 @@ def to_us(at: datetime) -> int:
 def to_datetime(us: int) -> datetime:
     """Return the instant in UTC."""
     return _EPOCH + timedelta(microseconds=us)
+
+
+def instant(us: int | None) -> int | None:
+    """Return it, or None for what is later than any date: such a due time never comes."""
+    return us if us is not None and us <= _LAST else None
 
 
 def key_of(name: str) -> str:
@@ -181,7 +194,7 @@ class Due:
 def decide(last: int, now: int, dues: Dues, policy: Policy) -> Due | None:
     """Return what to do about the due times in (last, now], or None if there are none."""
     first = dues.after(last)
-    if first is None or first > now:
+    if first is None or not last < first <= now:  # a class of the user's may answer with what has been
         return None
     oldest = policy.oldest(now)
     if policy.catch_up is CatchUp.ALL:
@@ -190,7 +203,7 @@ def decide(last: int, now: int, dues: Dues, policy: Policy) -> Due | None:
             return Due(send=first, last=first)
         latest, missed = skipped
         following = dues.after(latest)
-        if following is None or following > now:
+        if following is None or following > now or (oldest is not None and following < oldest):
             return Due(send=None, last=latest, missed=missed)
         return Due(send=following, last=following, missed=missed)
     latest, count = _walk(last, now, dues) or (first, 1)
@@ -205,7 +218,7 @@ def _walk(last: int, until: int, dues: Dues) -> tuple[int, int] | None:
         count = (until - last) // dues.every
         return (last + count * dues.every, count) if count > 0 else None
     found, count = last, 0
-    while count < COUNTED_AT_MOST:
+    while count < (COUNTED_AT_MOST if dues.calendar else WALKED_AT_MOST):
         following = dues.after(found)
         if following is None or following > until or following <= found:
             return (found, count) if count else None
@@ -260,7 +273,8 @@ class State:
             raise ValueError("not a state")
         if fingerprint is not None and not isinstance(fingerprint, str):
             raise ValueError("not a state")
-        to_datetime(max(last, following or 0))  # raises OverflowError for what is no instant
+        for one in (last, following or 0):
+            to_datetime(one)  # raises OverflowError for what is no instant
         return cls(last, count, missed, fingerprint, following)
 
 
@@ -328,7 +342,7 @@ class Intent:
         try:
             ticks = tuple(Tick(*one) for one in raw["ticks"])
             for one in ticks:
-                _check(one.key, one.request or "", at=one.due)
+                _check(one.key, "" if one.request is None else one.request, at=one.due)
             return cls(str(raw["id"]), ticks)
         except (TypeError, KeyError, ValueError, OverflowError):
             raise GarbageError(INTENT) from None
@@ -336,7 +350,7 @@ class Intent:
 
 def encode_about(about: Mapping[str, Sequence[str]]) -> bytes:
     """Return the bytes of one bucket's texts: for each entry its task, and its schedule in words."""
-    return _dump({"entries": {key: list(texts) for key, texts in about.items()}})
+    return _dump({"entries": {key: [text[:TEXT_CHARACTERS] for text in texts] for key, texts in about.items()}})
 
 
 def decode_about(data: bytes) -> dict[str, tuple[str, ...]]:
@@ -536,7 +550,7 @@ def bucket_path(number: int, of: str = STATE) -> str:
 
 def bucket_number(child: str) -> int | None:
     """Return the number of a bucket's znode; None if it is none."""
-    return int(child) if child.isdigit() else None
+    return int(child) if re.fullmatch("[0-9]{6}", child) else None
 
 
 def forget(states: Mapping[str, State], before: int) -> dict[str, None]:
@@ -550,8 +564,8 @@ def gone(state: State, now: int) -> State:
 
 
 def _size(key: str, state: State | None) -> int:
-    # What JSON makes of it, closely enough: the key may need escapes, four numbers and a fingerprint of 12.
-    return 0 if state is None else len(key.encode("utf-8", "surrogatepass")) + 70
+    # Closely enough: the key with its escapes, four numbers and a fingerprint of 12.
+    return 0 if state is None else len(json.dumps(key)) + 70
 
 
 def _encode_bucket(states: Mapping[str, State]) -> bytes:

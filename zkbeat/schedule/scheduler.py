@@ -243,6 +243,8 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
             self._push(key, now)
 
     def _push(self, key: str, now: int) -> None:
+        if self._heap is None:
+            return  # all of them will be, before it is looked at
         entry = self._keys[key]
         at = self._following(entry, self._last(entry), now)
         if at is not None:
@@ -454,7 +456,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def _following(self, entry: Any, last: int, now: int) -> int | None:
         try:
-            return calendars.dues_of(entry.schedule, now).after(last)
+            return schedule.instant(calendars.dues_of(entry.schedule, now).after(last))
         except Exception:  # noqa: BLE001  # a schedule class of the user's
             self._cannot_reckon(entry)
             return now + int(self.max_interval * 1_000_000)

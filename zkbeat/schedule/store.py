@@ -72,13 +72,9 @@ class Store:
         for path in (schedule.STATE, schedule.ABOUT):
             self._call("ensure_path", path)
         garbage: list[str] = []
-        try:
-            book.read_intent(*self._get(schedule.INTENT))
-        except zk.NoNodeError:
-            pass
-        except schedule.GarbageError as error:
-            book.intent_version = self._get(schedule.INTENT)[1]
-            garbage.append(str(error))
+        book.intent, book.intent_version = self._find_intent()
+        if not book.intent.id and book.intent_version >= 0:
+            garbage.append(schedule.INTENT)
         self.commit(book, book.change())
         try:
             self.look(book)
@@ -138,19 +134,23 @@ class Store:
             self._doubted = change
             self._finish(book, change, answer)
         elif self._doubted is not None:
-            change = self._doubted
-            try:
-                found = Book("")
-                found.read_intent(*self._get(schedule.INTENT))
-            except (zk.NoNodeError, schedule.GarbageError):
-                if book.intent_version != -1:
-                    raise SupersededError("the intent is gone") from None
-                found = Book("")
-            if found.intent.id == change.intent.id:
+            intent, version = self._find_intent()  # as long as there is no answer, the doubt stays
+            change, self._doubted = self._doubted, None
+            if intent.id == change.intent.id:
                 book.changed(change)
-            elif found.intent_version != book.intent_version:
-                raise SupersededError(found.intent.id)
-            self._doubted = None
+            elif version != book.intent_version:
+                raise SupersededError(intent.id)
+
+    def _find_intent(self) -> tuple[schedule.Intent, int]:
+        """Return what stands there, and its version: of what cannot be read, that alone."""
+        try:
+            data, version = self._get(schedule.INTENT)
+        except zk.NoNodeError:
+            return schedule.Intent(), -1
+        try:
+            return schedule.Intent.decode(data), version
+        except schedule.GarbageError:
+            return schedule.Intent(), version
 
     def _send(self, change: Change) -> Any:
         transaction = self._client.transaction()
