@@ -1,0 +1,78 @@
+"""The app of the hand-overs: its entries, and a task that writes down each run.
+
+MIXED, a JSON object: `broker`, `record` (the Redis for the runs) and the `key` there, `mix` and `count` of the entries,
+`since` (when all of them last ran, microseconds since 1970), `once` (each tick runs once) and `conf`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import redis
+from celery import Celery, Task
+from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
+
+from tests.bench.schedule.entries import MIXES, POLICIES, SEVENS_S, Entry
+from zkbeat.worker import OncePerTick
+
+CONF = json.loads(os.environ["MIXED"])
+
+
+class Sevens(BaseSchedule):
+    """A schedule class of an app's own: due whenever the clock shows a multiple of seven seconds."""
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        following = (int(last_run_at.timestamp()) // SEVENS_S + 1) * SEVENS_S
+        return datetime.fromtimestamp(following, timezone.utc) - self.now()
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        left_s = self.remaining_estimate(last_run_at).total_seconds()
+        return schedstate(left_s <= 0, max(left_s, 0) or SEVENS_S)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sevens)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _schedule(entry: Entry) -> Any:
+    match entry.kind:
+        case "interval":
+            return schedule(entry.when)
+        case "crontab":
+            return crontab(minute=entry.when)
+        case "solar":
+            return solar(entry.when, 52.5, 13.4)
+        case _:
+            return Sevens()
+
+
+app = Celery("mixed", broker=CONF["broker"])
+app.conf.update(
+    result_expires=None,
+    task_ignore_result=True,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={"socket_timeout": 2, "socket_connect_timeout": 2},
+    worker_hijack_root_logger=True,
+    zkbeat_catch_up={f"{policy} *": said for policy, said in POLICIES.items()} | {"dawn": "all"},
+    **CONF["conf"],
+)
+_mix = MIXES[CONF["mix"]](CONF["count"])
+_since = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=CONF["since"])
+app.conf.beat_schedule = {
+    entry.name: {"task": "run", "schedule": _schedule(entry), "last_run_at": _since} for entry in _mix
+}
+_record: list[redis.Redis] = []
+
+
+@app.task(name="run", base=OncePerTick if CONF["once"] else Task, bind=True)
+def run(self: Any) -> None:
+    """Write down that this tick has run."""
+    if not _record:
+        _record.append(redis.Redis.from_url(CONF["record"]))
+    headers = {name: self.request.headers.get(f"zkbeat-{name}") for name in ("tick", "nonce", "epoch")}
+    _record[0].rpush(CONF["key"], json.dumps({**headers, "id": self.request.id, "at": time.time()}))

@@ -1,0 +1,174 @@
+"""What the page says of a result: the tables between its markers, from the JSON alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+BEGIN = "<!-- Written by `python -m tests.bench.schedule report`: do not edit from here -->"
+END = "<!-- to here. -->"
+
+KIND_NAMES = {
+    "zookeeper": "`-S zookeeper`",
+    "zookeeper-supervised": "`-S zookeeper`, launched by zkbeat",
+    "persistent-0": "PersistentScheduler, `beat_sync_every=0`",
+    "persistent-1": "PersistentScheduler, `beat_sync_every=1`",
+    "redbeat": "RedBeatScheduler",
+}
+OF_PERSISTENT_AT_LEAST = 0.8
+READY_AT_MOST_S = 2.0
+
+
+def all_ok(kept: dict[str, Any]) -> bool:
+    """Say whether all that was measured shows what it must."""
+    verdict = kept.get("handovers", {}).get("verdict")
+    clean = verdict is None or not (verdict["missing"] or verdict["twice"] or verdict["never_due"])
+    return clean and all(ok for *_, ok in _speed_claims(kept.get("speed")))
+
+
+def tables(kept: dict[str, Any]) -> str:
+    """Return everything between the markers."""
+    parts = [_handovers(kept.get("handovers")), _beside(kept.get("beside")), _speed(kept.get("speed"))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def write(kept: dict[str, Any], page: Path) -> None:
+    """Put the tables into the page, between its markers."""
+    text = page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{tables(kept)}\n\n{END}{after}")
+
+
+def _how(part: dict[str, Any]) -> str:
+    how = part["how"]
+    versions = ", ".join(f"{name} {how[name]}" for name in how if name not in {"date", "cores", "system"})
+    load = " to ".join(f"{one:g}" for one in part["load"])
+    return f"{how['cores']} cores, {how['system']}; {versions}; load average {load}; {how['date']}."
+
+
+def _handovers(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return ""
+    rounds = sum(part["rounds"].values())
+    lines = [
+        f"### {rounds} hand-overs in a row",
+        "",
+        f"{part['entries']} entries, {part['seconds'] / 60:.0f} minutes, seed {part['seed']}; {_how(part)}",
+        "",
+    ]
+    rows = []
+    for name, verdict in (("all entries", part["verdict"]), ("those that catch up with all", part["sends_all"])):
+        rows.append(
+            [
+                name,
+                verdict["due"],
+                verdict["ran"],
+                verdict["told"],
+                f"**{len(verdict['missing'])}**",
+                f"**{len(verdict['twice'])}**",
+                f"**{len(verdict['never_due'])}**",
+            ]
+        )
+    heads = ["", "due times", "ran", "missed by policy, and told", "missing", "run twice", "run, and not due"]
+    lines += [_table(heads, rows), "", f"Second messages that workers dropped: {part['dropped']}.", ""]
+    rows = []
+    for kind, silences in part["silent_s"].items():
+        known = [one for one in silences if one is not None and not math.isnan(one)]
+        worst = f"{max(known):.1f}" if known else "-"
+        rows.append([kind, part["rounds"][kind], f"{statistics.median(known):.1f}" if known else "-", worst])
+    lines.append(_table(["hand-over", "rounds", "from run to run, median s", "worst s"], rows))
+    return "\n".join(lines)
+
+
+def _beside(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return ""
+    rows = []
+    for name, kept in part["kept"].items():
+        never, twice, late = (f"**{kept[key]}**" if kept[key] else "0" for key in ("never", "twice", "late"))
+        rows.append([name, kept["due"], never, twice, late, f"{max(kept['late_s']):.1f}"])
+    heads = ["scheduler", "due minutes", "never", "twice", "later than 5 s", "latest s"]
+    return "\n".join(
+        [
+            "### Beside the others",
+            "",
+            f"{part['rounds']} hand-overs, {part['entries']} entries each; {_how(part)}",
+            "",
+            _table(heads, rows),
+        ]
+    )
+
+
+def _speed_claims(part: dict[str, Any] | None) -> list[tuple[str, str, str, bool]]:
+    """Return what is claimed: what, measured, what it must be, whether it is."""
+    if part is None:
+        return []
+    claims = []
+    for count, kinds in part["ticks"].items():
+        ours = kinds["zookeeper"]["ticks_a_second"]
+        of_persistent = ours / kinds["persistent-0"]["ticks_a_second"]
+        of_redbeat = ours / kinds["redbeat"]["ticks_a_second"]
+        what = f"{count} entries due together"
+        claims.append(
+            (
+                f"{what}, beside PersistentScheduler",
+                f"{of_persistent:.2f}x",
+                f"{OF_PERSISTENT_AT_LEAST}x",
+                of_persistent >= OF_PERSISTENT_AT_LEAST,
+            )
+        )
+        claims.append((f"{what}, beside RedBeat", f"{of_redbeat:.2f}x", "more than 1x", of_redbeat > 1))
+    for what, start in part["start"].items():
+        ready = start["again"]["ready_s"]
+        claims.append(
+            (
+                f"10,000 {what} entries, ready to tick",
+                f"{ready:.2f} s",
+                f"{READY_AT_MOST_S:g} s",
+                ready <= READY_AT_MOST_S,
+            )
+        )
+    return claims
+
+
+def _speed(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return ""
+    lines = ["### Speed", "", f"Medians of {part['rounds']} rounds, in turns; {_how(part)}", ""]
+    counts = list(part["ticks"])
+    rows = [
+        [name, *(f"{part['ticks'][count][kind]['ticks_a_second']:.0f}" for count in counts)]
+        for kind, name in KIND_NAMES.items()
+    ]
+    lines += [_table(["ticks a second", *(f"{count} due together" for count in counts)], rows), ""]
+    claims = [[what, value, must, "yes" if ok else "**no**"] for what, value, must, ok in _speed_claims(part)]
+    lines += [_table(["what", "measured", "must be", "so"], claims), ""]
+    rows = []
+    for count in counts:
+        found = part["ticks"][count]["zookeeper"]
+        (commits, median, _worst), (_n, publish, _p99) = found["commit_ms"], found["publish_ms"]
+        each = commits * median / float(count)
+        rows.append([count, f"{commits:.0f}", f"{median:.1f}", f"{each:.2f}", f"{publish:.2f}"])
+    heads = ["due together", "commits", "one commit, median ms", "of it for each tick, ms", "one publish, median ms"]
+    lines += [_table(heads, rows), ""]
+    rows = [
+        [f"10,000 {what} entries", f"{start['first']['ready_s']:.2f}", f"{start['again']['ready_s']:.2f}"]
+        for what, start in part["start"].items()
+    ]
+    lines.append(_table(["start until ready to tick", "the very first, s", "with the state there, s"], rows))
+    return "\n".join(lines)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    return (
+        "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in [heads, ["---"] * len(heads), *rows])
+        .replace("| --- |", "|---|")
+        .replace("|---| ---", "|---|---")
+        .replace(" --- |", "---|")
+    )
