@@ -19,7 +19,7 @@ from zkbeat.worker.runs import Holder, Run, key_of
 from zkbeat.worker.session import Session, UnavailableError
 from zkbeat.worker.strategy import Admission
 
-TICK = "report@2026-01-01T06:07:08.9+00:00"
+TICK = "report@2026-01-01T06:07:08.900000+00:00"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ TICK = "report@2026-01-01T06:07:08.9+00:00"
         ("report@2026-01-01T06:10:00+00:00", "20260101T0610Z"),
         ("report@2026-01-01T06:10:00", "20260101T0610Z"),
         ("a@b@2026-01-01T07:10:00+01:00", "20260101T0610Z"),
+        ("report@2026-01-01T06:10:00.000001+00:00#f00", "20260101T0610Z"),
     ],
 )
 def test_all_messages_of_a_tick_meet_in_the_slot_of_its_due_time(text: str, slot: str):

@@ -139,7 +139,7 @@ class Policy:
     def parse(cls, said: object) -> Policy:
         """Return what a setting says: "all", or ("all", 3600). Raises ValueError, whose line says what can be said."""
         word, within_s = said if isinstance(said, (tuple, list)) and len(said) == 2 else (said, None)  # noqa: PLR2004
-        if word not in {one.value for one in CatchUp}:
+        if not isinstance(word, str) or word not in {one.value for one in CatchUp}:
             raise ValueError(f"{said!r} is not a way to catch up: say 'once', 'skip' or 'all', or ('all', SECONDS)")
         if within_s is not None and not (isinstance(within_s, (int, float)) and 0 <= within_s < math.inf):
             raise ValueError(f"{said!r}: within how many seconds must be a number, 0 or more")
@@ -207,7 +207,9 @@ def decide(last: int, now: int, dues: Dues, policy: Policy) -> Due | None:
             return Due(send=None, last=latest, missed=missed)
         return Due(send=following, last=following, missed=missed)
     latest, count = _walk(last, now, dues) or (first, 1)
-    if oldest is not None and latest < oldest:
+    following = dues.after(latest)
+    half_way = following is not None and latest < following <= now  # so many that the next turn goes on from there
+    if half_way or (oldest is not None and latest < oldest):
         return Due(send=None, last=latest, missed=count)
     return Due(send=latest, last=latest, missed=count - 1)
 

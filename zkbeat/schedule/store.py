@@ -7,6 +7,7 @@ All calls are bounded; those that find no ensemble raise `UnavailableError`, and
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -192,7 +193,8 @@ class Store:
         try:
             self._call("set", path, data)
         except zk.NoNodeError:
-            self._call("create", path, data)
+            with contextlib.suppress(zk.NodeExistsError):  # somebody else who leads no more, or is not fenced
+                self._call("create", path, data)
         return data
 
     def report_missed(self, epoch: int, missed: int) -> bool:

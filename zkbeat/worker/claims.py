@@ -50,7 +50,8 @@ class Tick:
         if not (isinstance(text, str) and isinstance(nonce, str) and nonce):
             return None
         try:
-            due = datetime.fromisoformat(text.rpartition("@")[2])
+            # What somebody asked for has its id behind the instant.
+            due = datetime.fromisoformat(text.rpartition("@")[2].partition("#")[0])
             at = (due if due.tzinfo else due.replace(tzinfo=timezone.utc)).timestamp()
             return cls(text, _slot(at), nonce)
         except (ValueError, OverflowError, OSError):

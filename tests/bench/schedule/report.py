@@ -166,9 +166,9 @@ def _speed(part: dict[str, Any] | None) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return (
-        "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in [heads, ["---"] * len(heads), *rows])
-        .replace("| --- |", "|---|")
-        .replace("|---| ---", "|---|---")
-        .replace(" --- |", "---|")
-    )
+    rule = f"|{'---|' * len(heads)}"
+    return "\n".join([_row(heads), rule, *(_row(row) for row in rows)])
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
