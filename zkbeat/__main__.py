@@ -13,7 +13,23 @@ from collections.abc import Sequence
 
 from zkbeat import start
 
-SUBCOMMANDS = ("health", "status", "step-down", "pause", "resume", "reload", "doctor", "demo")
+SUBCOMMANDS = (
+    "health",
+    "status",
+    "step-down",
+    "pause",
+    "resume",
+    "reload",
+    "doctor",
+    "demo",
+    "schedule",
+    "schedule list",
+    "schedule show",
+    "schedule run",
+    "schedule pause",
+    "schedule resume",
+    "schedule import",
+)
 
 
 def route(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
@@ -24,8 +40,10 @@ def route(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     options, command = words[:at], words[at + 1 :]
-    if options and options[0] in SUBCOMMANDS:
-        return options[0], options[1:], command
+    for length in (2, 1):
+        what = " ".join(options[:length])
+        if len(options) >= length and what in SUBCOMMANDS:
+            return what, options[length:], command
     return "run", options, command
 
 

@@ -36,7 +36,8 @@ EXIT_INTERRUPTED = 130
 def _read_config(context: typer.Context, path: Optional[Path]) -> Optional[Path]:  # noqa: UP045
     """Let the file stand behind flags and environment: what they lack is looked for in the default map."""
     if path is not None:
-        known = {option for command in _commands().values() for option in (p.name for p in command.params) if option}
+        options = (p for command in _commands().values() for p in command.params if p.param_type_name == "option")
+        known = {option.name for option in options}
         context.default_map = read_file(path, known - {"config", "version"})
     return path
 
@@ -193,7 +194,7 @@ def run(
 ) -> int:
     """Run COMMAND on exactly one of all nodes that run this: zkbeat [OPTIONS] -- COMMAND [ARGS]...
 
-    Beside it: zkbeat health, status, step-down, pause, resume, reload, doctor, demo; each has a --help of its own.
+    Beside it: zkbeat health, status, step-down, pause, resume, reload, doctor, demo, schedule; each has a --help.
     """
     command: list[str] = context.obj
     if context.args:
@@ -339,6 +340,129 @@ def demo(
     from zkbeat import demo as show
 
     return show.run(nodes)
+
+
+@app.command("schedule")
+def about_schedule(
+    what: Annotated[Text, typer.Argument(help="list, show, run, pause, resume or import.", show_default=False)] = None,
+) -> int:
+    """Look at the schedule that `celery beat -S zookeeper` keeps, and ask for something. Each has a --help of its own.
+
+    \b
+    list               all entries, with when each is due next
+    show ENTRY         everything about one
+    run ENTRY          have it sent once, now
+    pause ENTRY...     hold entries back (all of beat: zkbeat pause)
+    resume ENTRY...    let them go
+    import SOURCE      take over the last runs from another scheduler of celery's
+    """  # noqa: D301  # click's own mark: what follows is not folded
+    known = [name.partition(" ")[2] for name in _commands() if name.startswith("schedule ")]
+    if what is None:
+        raise ConfigError(f"zkbeat schedule what? Say {', '.join(known)}")
+    near = difflib.get_close_matches(what, known, n=1)
+    hint = f"did you mean zkbeat schedule {near[0]}?" if near else f"say {', '.join(known)}"
+    raise ConfigError(f"cannot understand {what!r}; {hint}")
+
+
+_Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+_Entry = Annotated[str, typer.Argument(metavar="ENTRY", help="The entry's name.", show_default=False)]
+_Entries = Annotated[list[str], typer.Argument(metavar="ENTRY...", help="Their names.", show_default=False)]
+
+
+@_command("schedule list")
+def schedule_list(
+    *,
+    given: Mapping[str, Any],
+    context: typer.Context,
+    gone: Annotated[bool, typer.Option("--all", help="Also entries that no app has any more.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Show the entries of the schedule in ZooKeeper, with when each is due next. Exits 1 if there is none."""
+    from zkbeat.schedule import operate
+
+    return operate.show_all(*_where(context, given), gone=gone, as_json=as_json)
+
+
+@_command("schedule show")
+def schedule_show(*, given: Mapping[str, Any], context: typer.Context, entry: _Entry, as_json: _Json = False) -> int:
+    """Show everything about one entry: what is owed, what was asked for, who holds it back."""
+    from zkbeat.schedule import operate
+
+    return operate.show_one(*_where(context, given), entry, as_json=as_json)
+
+
+@_command("schedule run")
+def schedule_run(
+    *,
+    given: Mapping[str, Any],
+    context: typer.Context,
+    entry: _Entry,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it was sent, for a minute at most.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Have the leader send an entry's task once, now; its own due times stay as they are."""
+    from zkbeat.schedule import operate
+
+    return operate.run(*_where(context, given), entry, wait=wait, as_json=as_json)
+
+
+@_command("schedule pause")
+def schedule_pause(
+    *,
+    given: Mapping[str, Any],
+    context: typer.Context,
+    entries: _Entries,
+    reason: Annotated[Text, typer.Option("--reason", help="Why, for whoever looks at the schedule.")] = None,
+    as_json: _Json = False,
+) -> int:
+    """Hold single entries back: nothing of them is sent when due, until `zkbeat schedule resume`.
+
+    Beat goes on with all others; `zkbeat pause` stops it as a whole.
+    """
+    from zkbeat.schedule import operate
+
+    return operate.pause(*_where(context, given), entries, reason=reason, as_json=as_json)
+
+
+@_command("schedule resume")
+def schedule_resume(
+    *, given: Mapping[str, Any], context: typer.Context, entries: _Entries, as_json: _Json = False
+) -> int:
+    """Let entries go that are held back; what they missed is up to zkbeat_catch_up."""
+    from zkbeat.schedule import operate
+
+    return operate.resume(*_where(context, given), entries, as_json=as_json)
+
+
+@_command("schedule import")
+def schedule_import(
+    *,
+    given: Mapping[str, Any],
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="shelve, django or redbeat.", show_default=False)],
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="FILE", help="Of a shelve: celery's celerybeat-schedule.", show_default=False),
+    ] = None,
+    app: Annotated[
+        Text, typer.Option("--app", "-A", help="The Celery app, as with celery -A; redbeat needs it.")
+    ] = None,
+    definitions: Annotated[
+        bool,
+        typer.Option("--definitions", help="Only print the entries as Python, of django and redbeat; write nothing."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be imported.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Take over last runs and counts from celery's own scheduler, django-celery-beat or RedBeat.
+
+    Stop the old beat first. The first leader with -S zookeeper then goes on from there, skips nothing and repeats
+    nothing. An entry whose run in ZooKeeper is later is kept as it is.
+    """
+    from zkbeat.schedule import moving_in
+
+    order = moving_in.Order(source, file, app, definitions, dry_run, as_json)
+    return moving_in.move_in(*_where(context, given), order)
 
 
 def _commands() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from kazoo.handlers.threading import KazooTimeoutError
 from zkbeat import clock, probe
 from zkbeat.access import Access
 from zkbeat.client import plain_client, stop_within
+from zkbeat.config import base_path
 from zkbeat.core import record
 from zkbeat.core.record import Control, Member, Term
 from zkbeat.core.term import EXIT_NO_ENSEMBLE, EXIT_NO_PERMISSION
@@ -71,24 +72,30 @@ class Election:
         return head if leads else None
 
 
-class _Path:
-    """The znodes of one election, read with bounded calls."""
+class ElectionPath:
+    """The znodes of one election, with bounded calls."""
 
     def __init__(self, client: KazooClient, base: str, name: str) -> None:
         self._client = client
         self.name = name
-        self._base = base
+        self.base = base
+        """ROOT/NAME."""
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """Begin a call; the answer's `get` waits for it."""
+        return getattr(self._client, f"{method}_async")(*args)
 
     def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._client, f"{method}_async")(*args).get(timeout=CALL_WITHIN_S)
+        """Make a call, and wait for its answer."""
+        return self.ask(method, *args).get(timeout=CALL_WITHIN_S)
 
     def look(self) -> Election:
         """Read everything; what vanishes meanwhile is left out."""
         line: list[Seen] = []
-        path = f"{self._base}/election"
+        path = f"{self.base}/election"
         server_ms: float | None = None
         stats = []
-        for node in record.line(self._children(path)):
+        for node in record.line(self.children(path)):
             with contextlib.suppress(zk.NoNodeError):
                 data, stat = self.call("get", f"{path}/{node}")
                 stats.append((node, data, stat))
@@ -99,18 +106,18 @@ class _Path:
             line.append(Seen(node, member, stat.czxid, round(max(clock.wall() - stat.mtime / 1000, 0.0), 1)))
         control = None
         with contextlib.suppress(zk.NoNodeError):
-            control = Control.decode(self.call("get", f"{self._base}/control")[0])
+            control = Control.decode(self.call("get", f"{self.base}/control")[0])
         terms: list[Term] = []
-        names = sorted((name for name in self._children(f"{self._base}/terms") if name.isdigit()), reverse=True)
+        names = sorted((name for name in self.children(f"{self.base}/terms") if name.isdigit()), reverse=True)
         for name in names[:TERMS_SHOWN]:
             with contextlib.suppress(zk.NoNodeError):
-                found = Term.decode(self.call("get", f"{self._base}/terms/{name}")[0])
+                found = Term.decode(self.call("get", f"{self.base}/terms/{name}")[0])
                 terms += [found] if found is not None else []
         return Election(self.name, tuple(line), control, tuple(terms))
 
     def change_control(self, **changes: Any) -> None:
         """Change fields of the control record, whatever else changes it meanwhile."""
-        path = f"{self._base}/control"
+        path = f"{self.base}/control"
         while True:
             data, stat = self.call("get", path)
             control = replace(Control.decode(data) or Control(), **changes)
@@ -118,7 +125,8 @@ class _Path:
                 self.call("set", path, control.encode(), stat.version)
                 return
 
-    def _children(self, path: str) -> list[str]:
+    def children(self, path: str) -> list[str]:
+        """Return the names of what is below a znode; of one that is not there, nothing."""
         try:
             children: list[str] = self.call("get_children", path)
         except zk.NoNodeError:
@@ -127,13 +135,21 @@ class _Path:
 
 
 @contextlib.contextmanager
-def _connected(access: Access, root: str, name: str | None) -> Iterator[_Path]:
+def connected(
+    access: Access, root: str, name: str | None, choose: Callable[[list[str]], str] | None = None
+) -> Iterator[ElectionPath]:
+    """Connect to an election, within bounds. Raises OperatorError, also for what goes wrong inside.
+
+    `choose`: makes the election's name of those that there are, where it need not be there yet.
+    """
     client = plain_client(access)
     try:
         if not client.start_async().wait(CONNECT_WITHIN_S):
-            found = [probe.look(server, access.tls_context()).sentence for server in probe.servers(access.hosts)]
-            raise OperatorError("no ZooKeeper: " + "; ".join(found), EXIT_NO_ENSEMBLE)
-        yield _Path(client, f"{root.rstrip('/')}/{_which(client, root, name)}", _which(client, root, name))
+            sentences = [probe.look(server, access.tls_context()).sentence for server in probe.servers(access.hosts)]
+            raise OperatorError("no ZooKeeper: " + "; ".join(sentences), EXIT_NO_ENSEMBLE)
+        names = _names(client, root)
+        found = choose(names) if choose is not None else _which(names, root, name)
+        yield ElectionPath(client, base_path(root, found), found)
     except zk.NoAuthError:
         raise OperatorError(
             f"ZooKeeper refuses access below {root}: give --auth-user and a password", EXIT_NO_PERMISSION
@@ -146,25 +162,29 @@ def _connected(access: Access, root: str, name: str | None) -> Iterator[_Path]:
         stop_within(client, 1.0)
 
 
-def _which(client: KazooClient, root: str, name: str | None) -> str:
+def _names(client: KazooClient, root: str) -> list[str]:
     try:
         found = client.get_children_async(root).get(timeout=CALL_WITHIN_S)
-        names = sorted(child for child in found if not child.startswith(".doctor-"))  # what a doctor tries writing with
     except zk.NoNodeError:
-        names = []
+        return []
+    return sorted(child for child in found if not child.startswith(".doctor-"))  # what a doctor tries writing with
+
+
+def _which(names: list[str], root: str, name: str | None) -> str:
     if name is not None:
         if name not in names:
             known = f"; there are {', '.join(names)}" if names else ""
             raise OperatorError(f"there is no election named {name!r} below {root}{known}", EXIT_NO_LEADER)
         return name
     if len(names) == 1:
-        return str(names[0])
+        return names[0]
     if not names:
         raise OperatorError(f"there is no election below {root}: no zkbeat has run with it yet", EXIT_NO_LEADER)
     raise OperatorError(f"there are several elections: say which with --name ({', '.join(names)})", EXIT_USAGE)
 
 
-def _fail(error: OperatorError) -> int:
+def fail(error: OperatorError) -> int:
+    """Say what went wrong; return the exit code."""
     print(f"zkbeat: {error}", file=sys.stderr)
     return error.exit_code
 
@@ -172,16 +192,16 @@ def _fail(error: OperatorError) -> int:
 def status(access: Access, root: str, name: str | None, *, as_json: bool, watch: bool) -> int:
     """Print an election, once or for as long as somebody watches; return the exit code."""
     try:
-        with _connected(access, root, name) as path:
+        with connected(access, root, name) as path:
             election = path.look()
             if watch:
                 _follow(path, election, as_json=as_json)
             elif as_json:
                 print(json.dumps(_as_json(election)))
             else:
-                _print_tables(election)
+                console().print(_render(election))
     except OperatorError as error:
-        return _fail(error)
+        return fail(error)
     except KeyboardInterrupt:
         return 130
     return 0 if election.leader is not None else EXIT_NO_LEADER
@@ -202,7 +222,7 @@ def _as_json(election: Election) -> dict[str, Any]:
     }
 
 
-def _follow(path: _Path, election: Election, *, as_json: bool) -> None:
+def _follow(path: ElectionPath, election: Election, *, as_json: bool) -> None:
     if as_json:
         while True:
             print(json.dumps(_as_json(election)), flush=True)
@@ -219,11 +239,12 @@ def _follow(path: _Path, election: Election, *, as_json: bool) -> None:
                 live.update("no connection to ZooKeeper: trying again", refresh=True)
 
 
-def _print_tables(election: Election) -> None:
+def console() -> Any:
+    """Return what tables are printed on."""
     from rich.console import Console
 
     # In a pipe or a log nothing is gained by folding the lines at rich's 80 columns.
-    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_A_PIPE).print(_render(election))
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_A_PIPE)
 
 
 def _render(election: Election) -> Any:
@@ -242,9 +263,9 @@ def _render(election: Election) -> Any:
     parts: list[Any] = [title]
     control = election.control
     if control is not None and control.paused:
-        ago = f" {_ago(clock.wall() - control.since)} ago" if control.since else ""
+        when = f" {ago(clock.wall() - control.since)} ago" if control.since else ""
         why = f": {control.reason}" if control.reason else ""
-        parts.append(Text(f"paused by {control.by or 'somebody'}{ago}{why}", style="bold yellow"))
+        parts.append(Text(f"paused by {control.by or 'somebody'}{when}{why}", style="bold yellow"))
 
     line = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     columns = [column for column in _COLUMNS if any(column.cell(one) for one in election.line)]
@@ -259,12 +280,16 @@ def _render(election: Election) -> Any:
 
     if election.terms:
         terms = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="last terms", title_justify="left")
-        for heading in ("epoch", "member", "began", "lasted", "gap before", "why it ended"):
-            terms.add_column(heading, justify="right" if heading in {"epoch", "lasted", "gap before"} else "left")
+        missed = any(term.missed for term in election.terms)
+        headings = ["epoch", "member", "began", "lasted", "gap before", *["missed"] * missed, "why it ended"]
+        for heading in headings:
+            right = heading in {"epoch", "lasted", "gap before", "missed"}
+            terms.add_column(heading, justify="right" if right else "left")
         for term in election.terms:
-            lasted = _ago(term.end - term.start) if term.end else "goes on"
+            lasted = ago(term.end - term.start) if term.end else "goes on"
             gap = f"{term.gap:.2f} s" if term.gap is not None else "-"
-            terms.add_row(str(term.epoch), term.id, _clock(term.start), lasted, gap, term.why or "")
+            count = [str(term.missed or "-")] * missed
+            terms.add_row(str(term.epoch), term.id, _clock(term.start), lasted, gap, *count, term.why or "")
         parts.append(terms)
     return Group(*parts)
 
@@ -289,11 +314,11 @@ class _Written(_Column):
     """How long ago a contender wrote its record: what only ZooKeeper knows."""
 
     def cell(self, one: Seen) -> str | None:
-        return _ago(one.renewed_ago_s)
+        return ago(one.renewed_ago_s)
 
 
 def _ago_if(at: float | None) -> str | None:
-    return _ago(clock.wall() - at) if at else None
+    return ago(clock.wall() - at) if at else None
 
 
 _COLUMNS = (
@@ -313,7 +338,8 @@ _SHARED = (
 """What is of interest only where it differs: while it is being upgraded, or configured."""
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """Return a length of time in words."""
     seconds = max(seconds, 0.0)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
@@ -325,7 +351,8 @@ def _clock(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def _operator() -> str:
+def operator() -> str:
+    """Return who asks: user and host."""
     with contextlib.suppress(KeyError, OSError):
         return f"{getpass.getuser()}@{socket.gethostname()}"
     return f"uid {os.getuid()}"
@@ -334,33 +361,33 @@ def _operator() -> str:
 def set_paused(access: Access, root: str, name: str | None, *, paused: bool, reason: str | None) -> int:
     """Pause or resume an election; return the exit code."""
     try:
-        with _connected(access, root, name) as path:
-            path.change_control(paused=paused, by=_operator(), reason=reason, since=round(clock.wall(), 3))
+        with connected(access, root, name) as path:
+            path.change_control(paused=paused, by=operator(), reason=reason, since=round(clock.wall(), 3))
             does = "paused: the leader stops its child and starts none" if paused else "resumed"
             print(f"{path.name} is {does}")
     except OperatorError as error:
-        return _fail(error)
+        return fail(error)
     return 0
 
 
 def step_down(access: Access, root: str, name: str | None, *, wait: bool) -> int:
     """Ask the leader of this moment to step down; return the exit code."""
     try:
-        with _connected(access, root, name) as path:
+        with connected(access, root, name) as path:
             leader = path.look().leader
             if leader is None or leader.member is None:
                 print(f"zkbeat: nobody leads {path.name}", file=sys.stderr)
                 return EXIT_NO_LEADER
-            path.change_control(step_down=leader.epoch, by=_operator())
+            path.change_control(step_down=leader.epoch, by=operator())
             print(f"asked {leader.member.id} to step down (epoch {leader.epoch})")
             return _await_another(path, leader.epoch) if wait else 0
     except OperatorError as error:
-        return _fail(error)
+        return fail(error)
     except KeyboardInterrupt:
         return 130
 
 
-def _await_another(path: _Path, epoch: int) -> int:
+def _await_another(path: ElectionPath, epoch: int) -> int:
     give_up_at = clock.now() + WAIT_AT_MOST_S
     while clock.now() < give_up_at:
         leader = path.look().leader

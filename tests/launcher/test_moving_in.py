@@ -31,6 +31,8 @@ SCHEDULE = {
 ALL = {"zkbeat_catch_up": {"*": "all"}}
 MINUTE_S = 60
 ENDED_WELL = (0, 1, -signal.SIGTERM)
+QUIET_S = 0.4
+"""After a message: celery 5.7.0 loses a TERM that comes within a publish, and that publish with it."""
 
 
 @pytest.fixture
@@ -86,6 +88,7 @@ def test_the_change_neither_skips_nor_repeats(make_beat, redis, schedule_import,
         old.wait_for(lambda: sent("tick"), "the first of the interval")
         old.shift(minute - 0.2 - time.time())
         old.wait_for(lambda: sent("minutely") and len(sent("tick")) > 2, "one of each")
+        time.sleep(QUIET_S)
         assert old.stop() in ENDED_WELL, old.log
     before = Counter(one.task for one in redis.messages())
     assert before["minutely"] == 1
@@ -122,7 +125,6 @@ def test_definitions_in_a_store_can_be_had_as_python(make_beat, redis, schedule_
     old = make_beat(kind, SCHEDULE, launched=False)
     with old:
         old.wait_for(redis.count, "the first message")
-        old.stop()
     done = schedule_import(old, *words, "-A", "app", "--definitions")
     assert done.returncode == 0, done.stderr
     found = defined(done.stdout)

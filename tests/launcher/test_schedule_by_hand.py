@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shelve
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.beat import ScheduleEntry
 
 from tests.support.nodes import Node, environment
 from tests.support.waiting import wait_until
@@ -81,7 +83,7 @@ def test_an_entry_is_held_back_run_by_hand_and_let_go(node, zkbeat, fresh_redis)
     assert by_hand.endswith(f"#{asked['request']}"), "when it says that it was sent, it was"
     (found,) = (one for one in zkbeat("list")["entries"] if one["entry"] == "held")
     assert (found["held"]["reason"], found["pending"], found["waiting"]) == ("a test", [], [])
-    assert (found["task"], found["schedule"]) == ("task", "<freq: now>")  # as celery calls half a second
+    assert (found["task"], found["schedule"]) == ("task", "every 0.5 s")
 
     assert zkbeat("resume", "held")["let_go"] == ["held"]
     wait_until(lambda: len(ticks()) > count + 3, 15, "it is sent again", node.logs)
@@ -91,3 +93,24 @@ def test_an_entry_is_held_back_run_by_hand_and_let_go(node, zkbeat, fresh_redis)
     assert dues[count] - dues[count - 1] > timedelta(seconds=2), "of what was missed the latest one"
     (found,) = (one for one in zkbeat("list")["entries"] if one["entry"] == "held")
     assert found["missed"] >= 3
+
+
+def test_an_import_beside_a_leader_disturbs_nothing(node, zkbeat, fresh_redis, tmp_path):
+    def dues() -> list[datetime]:
+        names = [one.headers["zkbeat-tick"] for one in fresh_redis.messages()]
+        return [datetime.fromisoformat(name.partition("@")[2]) for name in names if name.startswith("other@")]
+
+    wait_until(lambda: len(dues()) > 2, 20, "it is sent", node.logs)
+    path = str(tmp_path / "celerybeat-schedule")
+    with shelve.open(path) as store:
+        hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+        store["entries"] = {name: ScheduleEntry(name, "task", hour_ago, 9, 0.5) for name in ("other", "not-here")}
+    found = {one["entry"]: one["what"] for one in zkbeat("import", "shelve", path)["entries"]}
+    assert found == {"other": "kept", "not-here": "imported"}
+    count = len(dues())
+    wait_until(lambda: len(dues()) > count + 3, 15, "it goes on", node.logs)
+    assert len(set(dues())) == len(dues()), "none twice"
+    assert {(due - dues()[0]) % timedelta(seconds=EVERY_S) for due in dues()} == {timedelta(0)}, "in the same phase"
+    assert node.logs().count("somebody else has written the schedule") >= 1, "the leader has read it anew"
+    (stranger,) = (one for one in zkbeat("list", "--all")["entries"] if one["entry"] == "not-here")
+    assert stranger["gone"], "what the app has not is kept, and not sent"

@@ -44,6 +44,13 @@ def is_crontab(schedule: Any) -> bool:
     return isinstance(schedule, schedules.crontab)
 
 
+def in_words(schedule: Any) -> str:
+    """Return what to call a schedule; celery's own words are "<freq: now>" for any interval below a second."""
+    if type(schedule) is schedules.schedule and not schedule.relative:
+        return f"every {schedule.run_every.total_seconds():g} s"
+    return repr(schedule)
+
+
 def fingerprint(schedule: Any) -> str:
     """Return what tells this schedule from a changed one, on any node and with any Python."""
     kind = type(schedule)

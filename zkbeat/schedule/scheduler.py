@@ -567,7 +567,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
             self._missed_untold = 0
         for number in sorted(self._untold)[:TOLD_AT_ONCE]:
             entries = {key: self._keys[key] for key in self._book.keys_in(number) if key in self._keys}
-            texts = {key: (str(entry.task), repr(entry.schedule)) for key, entry in entries.items()}
+            texts = {key: (str(entry.task), calendars.in_words(entry.schedule)) for key, entry in entries.items()}
             data = schedule.encode_about(texts)
             if self._store.about(number) != data:
                 self._store.about(number, data)
