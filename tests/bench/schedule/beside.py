@@ -72,7 +72,7 @@ def measure(rounds: int, entries: int, seed: int, say: Callable[[str], None] = p
             for name, scheduler in SCHEDULERS.items()
         }
         for team in teams.values():
-            team.wait_leader(ticks=False)
+            team.wait_leader()
             team.wait_ready()
         _sleep_until(_next_minute() + BEFORE_S)  # all have run once
         kinds = [kind for kind in KINDS if kind not in LEFT_OUT]
@@ -93,7 +93,7 @@ def _hand_over(team: Team, kind: str) -> None:
         raise RuntimeError(f"{team.name}: nobody leads\n{team.report()}")
     epoch = leader.says("epoch")
     KINDS[kind](team, leader)
-    team.wait_leader(epoch, ticks=False)
+    team.wait_leader(epoch)
     team.wait_ready()
 
 

@@ -103,6 +103,7 @@ class Team:
         self.field = field
         self.name = name
         self.mix = MIXES[mix](count)
+        self.busy = mix == "mixed"
         self._stack = contextlib.ExitStack()
         number = len(field.teams)
         conf = {
@@ -171,13 +172,13 @@ class Team:
     def leader(self) -> Node | None:
         return next((node for node in self.nodes if node.says("state") == "leading"), None)
 
-    def wait_leader(self, after_epoch: int = 0, *, ticks: bool = True) -> Node:
-        """Wait for a leader of a later epoch, whose beat has sent something."""
+    def wait_leader(self, after_epoch: int = 0) -> Node:
+        """Wait for a leader of a later epoch, whose beat has sent something, if there is always something to send."""
 
         def found() -> Node | None:
             leader = self.leader()
             about = (leader.health() or {}) if leader is not None else {}
-            return leader if (about.get("epoch") or 0) > after_epoch and (about.get("ticks") or not ticks) else None
+            return leader if (about.get("epoch") or 0) > after_epoch and (about.get("ticks") or not self.busy) else None
 
         return wait_until(found, LEADS_WITHIN_S, f"a leader after epoch {after_epoch}", self.report, every_s=0.05)
 
