@@ -15,8 +15,9 @@ from celery import schedules
 from zkbeat.core.schedule import Dues, to_datetime
 from zkbeat.launcher.stamp import clone
 
-_NEXT_EVENT_US = 60_000_000
-"""ephem finds an event by iteration, and from its very instant may find it once more; two are hours apart."""
+_APART_US = 60_000_000
+_SAME_US = 1_000_000
+"""ephem finds an event by iteration: within so much it is the same one, and two of them are hours apart."""
 
 _SOON_US = 1_000
 """When to ask a schedule again that is not due, but would be in no time."""
@@ -33,7 +34,7 @@ def dues_of(schedule: Any, now: int) -> Dues:
     if kind is schedules.crontab:
         return Dues(after=lambda last: _estimate(stopped, last, now), calendar=True)
     if kind is schedules.solar:
-        return Dues(after=lambda last: _estimate(stopped, last + _NEXT_EVENT_US, now), calendar=True)
+        return Dues(after=lambda last: _next_event(stopped, last, now), calendar=True)
     if kind is schedules.schedule:
         return Dues(after=lambda last: _estimate(stopped, last, now))
     return Dues(after=lambda last: _ask(stopped, last, now))
@@ -77,6 +78,13 @@ def fingerprint(schedule: Any) -> str:
 def _estimate(schedule: Any, last: int, now: int) -> int | None:
     left = schedule.remaining_estimate(_local(schedule, last))
     return None if left is None else now + left // timedelta(microseconds=1)
+
+
+def _next_event(schedule: Any, last: int, now: int) -> int | None:
+    """Return the next event; from the very instant of one, ephem may find that one once more."""
+    this = _estimate(schedule, last - _APART_US, now)
+    is_event = this is not None and abs(this - last) <= _SAME_US
+    return _estimate(schedule, last + _APART_US if is_event else last, now)
 
 
 def _ask(schedule: Any, last: int, now: int) -> int:
