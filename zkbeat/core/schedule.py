@@ -2,7 +2,8 @@
 
 One due time takes three steps. The **intent**: one transaction that moves the entry on and says that this tick is about
 to be sent. The **publish**. The **confirm**: the tick is struck off. What was intended and not confirmed is sent again,
-under the same id, by whoever leads next. Nothing is ever intended at or before the last due time of its entry (S4).
+under the same id, by whoever leads next. Nothing is ever intended at or before the last due time of its entry (S4);
+only that of an interval, which counts what has passed, moves along when the clock is set.
 
 All instants are whole microseconds since 1970 in UTC: exact in JSON, and the same on each node.
 """

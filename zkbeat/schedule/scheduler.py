@@ -208,8 +208,8 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
                 # What the new schedule would have had due before it was known, nobody has asked for. An interval goes
                 # on from the last run.
                 state = replace(found, fingerprint=mark)
-                past = self._consider(entry, state.last, now, Policy(schedule.CatchUp.ONCE))
-                state = replace(state, last=past.last if past is not None else state.last)
+                while (past := self._consider(entry, state.last, now, Policy())) is not None:
+                    state = replace(state, last=past.last)
             if state != found:
                 states[key] = replace(state, following=self._following(entry, state.last, now))
             self._show(entry, state)
