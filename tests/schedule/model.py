@@ -101,7 +101,6 @@ class Node:
     turn_now: int = 0
     turn_boot: int = 0
     added: dict[str, Entry] = field(default_factory=dict)
-    waited: int = 0
 
     @property
     def now(self) -> int:
@@ -113,7 +112,6 @@ class Node:
         self.app.now = lambda: oracle.moment(self.now).astimezone(self.app.timezone)
         self.app.conf.zkbeat_unfenced = self.znode is None
         self.turn_now = self.now
-        self.waited = 0
         cls = type("Beat", (Beat,), {"world": self.world, "node": self})
         with patch.dict(os.environ, environ):
             self._run(lambda: setattr(self, "beat", cls(self.app)))
@@ -201,7 +199,6 @@ class World:
         for module, name, stand_in in (
             (scheduler, "clock", clock),
             (clocks, "clock", clock),
-            (scheduler, "time", SimpleNamespace(sleep=self._sleep)),
             (scheduler, "fence", SimpleNamespace(end=end)),
             (client, "plain_client", lambda node, on_error: self._connect(node)),  # noqa: ARG005
             (client, "stop_within", lambda session, _within_s: session.stop()),
@@ -219,12 +216,6 @@ class World:
             self.ensemble, reaches, self.point, lambda: Sent(node, node.turn_now, node.turn_boot, node.now, node.beat)
         )
         return node.session
-
-    def _sleep(self, for_s: float) -> None:
-        self.acting.waited += 1
-        assert self.acting.waited < BUSY_TURNS, "it never gets the schedule"
-        self.pass_time(int(for_s * SECOND))
-        self.acting.turn_now = self.acting.now
 
     def point(self) -> None:
         """Somewhere in a turn: what was planned for the so-and-so-many-th of these happens here."""

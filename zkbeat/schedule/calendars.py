@@ -27,7 +27,7 @@ def dues_of(schedule: Any, now: int) -> Dues:
     """Return the due times of a schedule as of `now` (microseconds since 1970)."""
     # Exactly celery's own: a class that is derived from one of them may mean something else by it.
     kind = type(schedule)
-    if kind is schedules.schedule and not schedule.relative:
+    if elapses(schedule):
         every = max(schedule.run_every // timedelta(microseconds=1), 1)
         return Dues(after=lambda last: last + every, every=every)
     stopped = _as_of(schedule, now)
@@ -40,6 +40,11 @@ def dues_of(schedule: Any, now: int) -> Dues:
     return Dues(after=lambda last: _ask(stopped, last, now))
 
 
+def elapses(schedule: Any) -> bool:
+    """Whether it counts what has passed since the last due time, and has no time of day."""
+    return type(schedule) is schedules.schedule and not schedule.relative
+
+
 def is_crontab(schedule: Any) -> bool:
     """Whether celery's `beat_cron_starting_deadline` is meant for it."""
     return isinstance(schedule, schedules.crontab)
@@ -47,7 +52,7 @@ def is_crontab(schedule: Any) -> bool:
 
 def in_words(schedule: Any) -> str:
     """Return what to call a schedule; celery's own words are "<freq: now>" for any interval below a second."""
-    if type(schedule) is schedules.schedule and not schedule.relative:
+    if elapses(schedule):
         return f"every {schedule.run_every.total_seconds():g} s"
     return repr(schedule)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 from celery import beat
 from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
 
 from zkbeat import clock, fence
 from zkbeat.config import EXIT_CONFIG
@@ -29,9 +29,16 @@ from zkbeat.core import schedule
 from zkbeat.core.schedule import Book, Change, Due, Policy, State, Tick
 from zkbeat.errors import ConfigError
 from zkbeat.launcher import stamp
-from zkbeat.launcher.clocks import as_utc, describe_names
+from zkbeat.launcher.clocks import FUTURE_S, as_utc, describe_names
 from zkbeat.schedule import calendars
-from zkbeat.schedule.store import FencedError, RefusedError, Store, SupersededError, UnavailableError
+from zkbeat.schedule.store import (
+    ControlChangedError,
+    FencedError,
+    RefusedError,
+    Store,
+    SupersededError,
+    UnavailableError,
+)
 from zkbeat.settings import Place, place
 
 LEADER_ZNODE = "ZKBEAT_LEADER_ZNODE"
@@ -65,6 +72,12 @@ TOLD_AT_ONCE = 20
 
 FLUSH_WITHIN_S = 1.0
 
+FUTURE_US = int(FUTURE_S * 1_000_000)
+_SECOND_US = 1_000_000
+
+_NEVER = (0, 0.0)
+"""How often a tick was tried, and from when on it may be tried again, CLOCK_BOOTTIME: the wall clock may be set."""
+
 _logger = get_logger(__name__)
 
 
@@ -92,16 +105,20 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
     """To the clock guard: what was sent stays sent, whatever the clock says now."""
 
     def __init__(self, app: Any, *args: Any, lazy: bool = False, **kwargs: Any) -> None:
-        self._closings = 0
+        self._closing = self._closed = self._in_turn = False
+        self._exit_code: int | None = None
         self._store: Any = None
         self._book = Book("")
         self._keys: dict[str, Any] = {}
         self._at: dict[str, int] = {}
         self._defined: dict[str, Any] = {}
-        self._stale = False
+        self._stale = True
+        self._began = False
         self._ready: deque[str] = deque()
         self._done: set[Tick] = set()
-        self._tries: dict[Tick, tuple[int, int]] = {}
+        self._tries: dict[Tick, tuple[int, float]] = {}
+        self._broker_tries = 0
+        self._broker_at = 0.0
         self._unfinished: _Plan | None = None
         self._untold: set[int] = set()
         self._missed_untold = 0
@@ -133,12 +150,12 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
     # the schedule
 
     def setup_schedule(self) -> None:
-        """Read the app's definitions, and the state of each from ZooKeeper; wait for that as long as it takes."""
+        """Read the app's definitions. Their states are read in the loop's first turn.
+
+        Until this scheduler is made, celery has none that its signal handler could close: nothing here may wait.
+        """
         self._define()
         self._store = self._open()
-        self._store.wait_connected(FIRST_CONNECT_WITHIN_S)
-        while not self._go(self._take_over):
-            time.sleep(TRY_AGAIN_S)
 
     def _define(self) -> None:
         """Take over the app's definitions; what was added by hand stays."""
@@ -153,7 +170,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def _definitions(self) -> dict[str, Any]:
         """Return a copy of them: an app may change one where it stands."""
-        return {name: dict(entry) for name, entry in self.app.conf.beat_schedule.items()}
+        return {name: dict(entry) for name, entry in list(self.app.conf.beat_schedule.items())}
 
     def _open(self) -> Any:
         if self._leader is None:
@@ -193,6 +210,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         now = self._now()
         states: dict[str, State | None] = {}
         self._new = 0
+        future: list[str] = []
         for entry in entries:
             key = schedule.key_of(str(entry.name))
             self._keys[key] = entry
@@ -210,10 +228,21 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
                 state = replace(found, fingerprint=mark)
                 while (past := self._consider(entry, state.last, now, Policy())) is not None:
                     state = replace(state, last=past.last)
+            if state.last > now + FUTURE_US:
+                future.append(key)
+                if calendars.elapses(entry.schedule):
+                    state = replace(state, last=now)
             if state != found:
                 states[key] = replace(state, following=self._following(entry, state.last, now))
             self._show(entry, state)
         self._write(states)
+        if future:
+            _logger.warning(
+                "zkbeat: the last due time of %d entries lay in the future (%s): intervals go on from now, the others "
+                "are silent until then; a clock is wrong, this node's or an earlier leader's",
+                len(future),
+                describe_names(future),
+            )
 
     def _write(self, states: dict[str, State | None]) -> None:
         for portion in self._book.portions(states):
@@ -227,9 +256,13 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
     def _refresh(self) -> None:
         """Take over what the app has defined, changed or removed since."""
         if self._definitions() != self._defined:
-            self._define()
+            try:
+                self._define()
+            except Exception:
+                _logger.exception("zkbeat: beat_schedule was changed to what cannot be used: it stays as it was")
+                self._defined = self._definitions()
             self._stale = True
-        known = {schedule.key_of(str(name)): entry for name, entry in self.data.items()}
+        known = {schedule.key_of(str(name)): entry for name, entry in list(self.data.items())}
         self._stale |= known != self._keys
         if self._stale:
             self._take_over()
@@ -246,7 +279,10 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         if self._heap is None:
             return  # all of them will be, before it is looked at
         entry = self._keys[key]
-        at = self._following(entry, self._last(entry), now)
+        last = self._last(entry)
+        at = self._following(entry, last, now)
+        if at is not None and at <= last:  # no schedule of celery's own: it is asked again, and not at once
+            at = now + _SECOND_US
         if at is not None:
             self._at[key] = at
             heapq.heappush(self._heap, (at, key))
@@ -255,10 +291,13 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def tick(self, *_args: Any, **_kwargs: Any) -> float:
         """Take one turn: send what is due; return after how many seconds the next one is."""
-        if self._closings:
+        if self._closing:
             raise SystemExit
-        self._next_s = 0.0
-        return self._next_s if self._go(self._turn) else TRY_AGAIN_S
+        self._in_turn = True
+        try:
+            return self._next_s if self._go(self._turn) else TRY_AGAIN_S
+        finally:
+            self._in_turn = False
 
     def _go(self, step: Any) -> bool:
         """Take a step; say whether it got to its end. It is taken again if it did not."""
@@ -271,16 +310,18 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
                 self._said_at = clock.now()
                 _logger.warning("zkbeat: no answer from ZooKeeper (%s): nothing is sent meanwhile", error)
             return False
+        except ControlChangedError:
+            self._looked_at = 0.0
+            return False
         except SupersededError as error:
             _logger.warning("zkbeat: somebody else has written the schedule (%s): it is read anew", error)
             self._stale = True
             return False
         except FencedError:
             fence.end("this node leads no more")
-        except RefusedError as error:
-            _refuse(str(error), EXIT_NO_PERMISSION)
-        except schedule.NewerError as error:
-            _refuse(str(error), EXIT_CONFIG)
+        except (RefusedError, schedule.NewerError) as error:
+            self._exit_code = EXIT_NO_PERMISSION if isinstance(error, RefusedError) else EXIT_CONFIG
+            _refuse(str(error), self._exit_code)
         if self._unavailable:
             self._unavailable = False
             if not self._tries:  # else the broker takes nothing
@@ -297,6 +338,9 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         """Say that it is over."""
 
     def _turn(self) -> None:
+        if not self._began:
+            self._began = True
+            self._store.wait_connected(FIRST_CONNECT_WITHIN_S)
         self._settle()
         now = self._now()
         if self._stale or clock.now() - self._looked_at >= TURN_AT_LEAST_EVERY_S:
@@ -310,18 +354,25 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         if plan:
             self._carry_out(plan)
         self._send(now)
-        idle = not self._ready
-        if idle:
-            self._tell()
-        self._next_s = self._sleep_s() if idle else 0.0
+        if self._goes_on():
+            self._next_s = 0.0
+            return
+        self._tell()
+        self._next_s = self._sleep_s()
+
+    def _goes_on(self) -> bool:
+        """Whether the next turn has something to intend, and comes at once."""
+        return bool(self._ready) and not self._full()
 
     def _sleep_s(self) -> float:
         now = self._now()
-        wakes = [self._tries.get(tick, (0, 0))[1] for tick in self._owed()]
-        if self._heap:
-            wakes.append(self._heap[0][0])
-        next_s = (min(wakes) - now) / 1e6 if wakes else TURN_AT_LEAST_EVERY_S
-        return min(max(next_s, 0.0), TURN_AT_LEAST_EVERY_S, float(self.max_interval))
+        wakes_s = [TURN_AT_LEAST_EVERY_S, float(self.max_interval)]
+        if self._heap and not self._ready:
+            wakes_s.append((self._heap[0][0] - now) / 1e6)
+        tries = [self._tries.get(tick, _NEVER)[1] for tick in self._owed()]
+        if tries:
+            wakes_s.append(max(min(tries), self._broker_at) - clock.now())
+        return max(min(wakes_s), 0.0)
 
     def _settle(self) -> None:
         """Find out how the last turn's change has ended, if that was not known."""
@@ -362,8 +413,10 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
     def _plan(self, now: int) -> _Plan:
         """Decide about as much of what is due as one transaction can carry."""
         plan = _Plan()
-        self._plan_requests(plan)
         self._plan_drops(plan, now)
+        if self._full():
+            return plan
+        self._plan_requests(plan)
         owed = {tick.key for tick in self._owed() if tick.request is None}
         buckets: set[int] = set()
         while self._ready and len(plan.ticks) < schedule.GROUP_AT_MOST:
@@ -394,6 +447,10 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
             if due.missed:
                 plan.missed[key] = due.missed
         return plan
+
+    def _full(self) -> bool:
+        """Whether so much is owed that nothing more is intended: what is due waits, and nothing of it is lost."""
+        return len(self._owed()) >= schedule.GROUP_AT_MOST
 
     def _plan_requests(self, plan: _Plan) -> None:
         control = self._book.control
@@ -485,12 +542,14 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
     def _send(self, now: int) -> None:
         """Publish what is owed, and write down what went out; stop at a broker that takes nothing."""
         for tick in self._owed():
-            tries, at = self._tries.get(tick, (0, 0))
-            if at > now or tick.key not in self._keys:
-                continue
-            if not self._publish(self._keys[tick.key], tick, tries, now):
+            if clock.now() < self._broker_at:
                 break
-            self._sent(tick, now)
+            tries, at = self._tries.get(tick, _NEVER)
+            if at > clock.now() or tick.key not in self._keys:
+                continue
+            if self._publish(self._keys[tick.key], tick, tries):
+                self._broker_tries = 0
+                self._sent(tick, now)
         self._confirm_rest()
 
     def _too_late(self, entry: Any, tick: Tick, now: int) -> bool:
@@ -502,7 +561,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         following = self._following(entry, tick.due, now)
         return following is not None and following <= now
 
-    def _publish(self, entry: Any, tick: Tick, tries: int, now: int) -> bool:
+    def _publish(self, entry: Any, tick: Tick, tries: int) -> bool:
         headers = stamp.of_tick(tick.name, self._epoch)
         stamped = stamp.stamped(entry, headers)
         stamped.options.update(task_id=tick.task_id(self._place.base), retry=False)  # type: ignore[union-attr]
@@ -510,12 +569,24 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         try:
             self.apply_async(stamped, producer=self.producer, advance=False)
         except Exception as error:  # noqa: BLE001  # whatever the transport, a serializer or the app's task class raise
-            wait_s = min(PUBLISH_AGAIN_S[0] * 2**tries, PUBLISH_AGAIN_S[1])
-            self._tries[tick] = tries + 1, now + int(wait_s * 1_000_000)
+            if self._is_of_the_broker(error):  # it is so for all of them
+                wait_s = _backed_off_s(self._broker_tries)
+                self._broker_tries, self._broker_at = self._broker_tries + 1, clock.now() + wait_s
+                self._tries[tick] = tries + 1, self._broker_at
+            else:
+                wait_s = _backed_off_s(tries)
+                self._tries[tick] = tries + 1, clock.now() + wait_s
             _logger.error("zkbeat: %s was not sent, trying again in %g s: %s", tick.name, wait_s, error)  # noqa: TRY400
             self._drop_connection()
             return False
         return True
+
+    def _is_of_the_broker(self, error: Exception) -> bool:
+        """Whether it is the broker that fails, and not this one message."""
+        connection = self.__dict__.get("connection")
+        transport = (*connection.connection_errors, *connection.channel_errors) if connection is not None else ()
+        cause = error.__cause__ or error.__context__ or error
+        return isinstance(cause, (OSError, OperationalError, *transport))
 
     def _sent(self, tick: Tick, now: int) -> None:
         self._done.add(tick)
@@ -534,14 +605,14 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
 
     def _confirm_rest(self) -> None:
         """Have all that went out written down before the loop sleeps."""
-        while self._done and not self._ready:
+        while self._done and not self._goes_on():
             if not self._store.confirming:
                 self._confirm()
             self._store.settle(self._book)
             self._forget_done()
 
     def _forget_done(self) -> None:
-        owed = self._book.intent.ticks
+        owed = set(self._book.intent.ticks)
         self._done.intersection_update(owed)
         self._tries = {tick: tried for tick, tried in self._tries.items() if tick in owed}
 
@@ -582,24 +653,37 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
     # the end
 
     def close(self) -> None:
-        """Send nothing any more. Celery calls this in a signal handler, where nothing may wait, and then once more."""
-        self._closings += 1
+        """Send nothing any more, and write down what was sent.
+
+        Celery calls this in a signal handler, perhaps in the middle of a turn, where nothing may wait; and once more
+        when its loop has ended. There it swallows the exit code of a SystemExit, so that is raised again from here.
+        """
+        self._closing = True
+        if self._in_turn or self._closed:
+            return
+        self._closed = True
         super().close()
-        if self._closings == 2 and self._store is not None:  # noqa: PLR2004
-            try:
-                self._store.settle(self._book)
-                self._forget_done()
-                if self._done:
-                    self._store.commit(self._book, self._book.change(ticks=self._owed()))
-            except (UnavailableError, SupersededError, FencedError, RefusedError):
-                _logger.warning("zkbeat: what was sent last may be sent again: ZooKeeper could not be told")
-            self._store.close(FLUSH_WITHIN_S)
+        try:
+            self._store.settle(self._book)
+            self._forget_done()
+            if self._done:
+                self._store.commit(self._book, self._book.change(ticks=self._owed()))
+        except (UnavailableError, SupersededError, ControlChangedError, FencedError, RefusedError):
+            _logger.warning("zkbeat: what was sent last may be sent again: ZooKeeper could not be told")
+        self._store.close(FLUSH_WITHIN_S)
+        if self._exit_code is not None:
+            raise SystemExit(self._exit_code)
 
     @property
     def info(self) -> str:
         """What celery's banner says."""
         where = f"{self._place.access.hosts}{self._place.base}" if self._place is not None else "not configured"
         return f"    . zookeeper -> {where}"
+
+
+def _backed_off_s(tries: int) -> float:
+    first, longest = PUBLISH_AGAIN_S
+    return float(min(first * 2 ** min(tries, 10), longest))
 
 
 def _refuse(line: str, exit_code: int) -> NoReturn:

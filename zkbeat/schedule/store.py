@@ -38,6 +38,10 @@ class SupersededError(Exception):
     """Somebody else has written the schedule: it is to be read anew."""
 
 
+class ControlChangedError(Exception):
+    """An operator has written meanwhile: what they ask for is to be read again."""
+
+
 class RefusedError(Exception):
     """ZooKeeper refuses the credentials, or the rights; the message is one line."""
 
@@ -79,7 +83,7 @@ class Store:
         self.commit(book, book.change())
         try:
             self.look(book)
-        except (schedule.GarbageError, schedule.NewerError) as error:
+        except schedule.GarbageError as error:
             garbage.append(str(error))
         found = (schedule.bucket_number(child) for child in self._call("get_children", schedule.STATE))
         numbers = sorted(number for number in found if number is not None)
@@ -99,7 +103,7 @@ class Store:
             data, version = schedule.Control().encode(), -1
         if version == book.control_version:
             return False
-        book.control, book.control_version = schedule.Control(), version
+        book.control_version = version  # of what cannot be read, too: it is told once, and what was known stays
         book.read_control(data, version)
         return True
 
@@ -175,10 +179,13 @@ class Store:
         self._doubted = None  # it is known: nothing of it went through
         if self._leader is not None and isinstance(results[0], zk.NoNodeError):
             raise FencedError(self._leader)
-        refused = next((one for one in errors if isinstance(one, zk.NoAuthError)), None)
-        if refused is not None:
+        if any(isinstance(one, zk.NoAuthError) for one in errors):
             raise self._refused()
-        raise SupersededError(", ".join(sorted({type(one).__name__ for one in errors})))
+        checks = 0 if self._leader is None else 1
+        for write, result in zip(change.writes, results[checks:], strict=False):
+            if isinstance(result, (zk.BadVersionError, zk.NoNodeError, zk.NodeExistsError)):
+                raise ControlChangedError if write.path == schedule.CONTROL else SupersededError(write.path)
+        raise UnavailableError(", ".join(sorted({client.describe(one) for one in errors})))
 
     # what is written down on the side
 
