@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -34,19 +35,25 @@ KEPT = Path("docs/schedule.json")
 PAGE = "schedule-measured.md"
 
 
-def _handovers(rounds: int) -> dict[str, Any]:
-    return {"entries": ENTRIES, "seed": SEED, **asdict(handovers.measure(rounds, ENTRIES, SEED))}
+def _handovers(rounds: int, options: argparse.Namespace) -> dict[str, Any]:
+    entries = options.entries or ENTRIES
+    return {"entries": entries, "seed": SEED, **asdict(handovers.measure(rounds, entries, SEED))}
 
 
-def _beside(rounds: int) -> dict[str, Any]:
-    found = beside.measure(rounds, ENTRIES_BESIDE, SEED)
-    return {"entries": ENTRIES_BESIDE, "rounds": rounds, "kept": {name: asdict(kept) for name, kept in found.items()}}
+def _speed(rounds: int, options: argparse.Namespace) -> dict[str, Any]:
+    return speed.measure(rounds, tuple(options.counts or speed.COUNTS))
 
 
-PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+def _beside(rounds: int, _options: argparse.Namespace) -> dict[str, Any]:
+    minutes, intervals = beside.measure(rounds, ENTRIES_BESIDE, SEED)
+    kept = {name: asdict(one) for name, one in minutes.items()}
+    return {"entries": ENTRIES_BESIDE, "rounds": rounds, "kept": kept, "intervals": intervals}
+
+
+PARTS: dict[str, Callable[[int, argparse.Namespace], dict[str, Any]]] = {
     "handovers": _handovers,
     "beside": _beside,
-    "speed": speed.measure,
+    "speed": _speed,
 }
 
 
@@ -68,13 +75,16 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts (default: all)")
     parser.add_argument("--rounds", type=int, help=f"rounds of each (default: {ROUNDS})")
     parser.add_argument("--json", type=Path, help=f"keep the result here (`report`: default {KEPT})")
+    parser.add_argument("--entries", type=int, help=f"of the hand-overs (default: {ENTRIES})")
+    parser.add_argument("--counts", type=int, nargs="+", help=f"due together, for the speed (default: {speed.COUNTS})")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what it has started, as for Ctrl-C
     kept_at = options.json or (KEPT if options.what == "report" else None)
     kept: dict[str, Any] = json.loads(kept_at.read_text()) if kept_at is not None and kept_at.exists() else {}
     if options.what == "measure":
         for part in options.only:
             load = [round(os.getloadavg()[0], 1)]
-            found = PARTS[part](options.rounds or ROUNDS[part])
+            found = PARTS[part](options.rounds or ROUNDS[part], options)
             kept[part] = {**found, "how": _how(), "load": [*load, round(os.getloadavg()[0], 1)]}
             if kept_at is not None:
                 kept_at.write_text(json.dumps(kept, indent=1) + "\n")

@@ -1,26 +1,35 @@
-"""The same hand-overs for three schedulers under zkbeat: celery's own with a file on each node, RedBeat, ours.
+"""The same hand-overs for three schedulers under zkbeat (celery's own with a file on each node, RedBeat, ours), and for
+RedBeat by itself.
 
-Entries are due every minute, since celery has an exact idea of that, and a fault comes shortly before each full one. A
-minute counts by when its task ran, the same for all: `never` if no run began within it, `twice` if more than one did.
+Most entries are due every minute, since celery has an exact idea of that, and a fault comes shortly before each full
+one. A minute counts by when its task ran, the same for all: `never` if no run began within it, `twice` if more than one
+did. celery's own intervals drift, and begin anew with each beat; so of those, for all, only how far apart two runs are
+counts: more than 1.5 periods, and what would have been between them never ran; less than half of one, and it ran twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.bench.schedule.alone import AloneTeam
 from tests.bench.schedule.handovers import KINDS, Field, Team, order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-SCHEDULERS = {
-    "PersistentScheduler": "celery.beat:PersistentScheduler",
-    "RedBeatScheduler": "redbeat.RedBeatScheduler",
-    "zookeeper": "zookeeper",
+    from tests.bench.schedule.entries import Entry
+
+CONTESTANTS: dict[str, tuple[str, type[Team]]] = {
+    "PersistentScheduler": ("celery.beat:PersistentScheduler", Team),
+    "RedBeatScheduler": ("redbeat.RedBeatScheduler", Team),
+    "RedBeatScheduler, by itself": ("redbeat.RedBeatScheduler", AloneTeam),
+    "zookeeper": ("zookeeper", Team),
 }
+"""By label: the scheduler class, and who runs it."""
 LEFT_OUT = ("ZooKeeper frozen past the lease",)
 """All share one ensemble, and each would thaw it for the others."""
 
@@ -63,18 +72,39 @@ def count(runs: Iterable[dict[str, Any]], minutes: Iterable[int], names: Iterabl
     return kept
 
 
-def measure(rounds: int, entries: int, seed: int, say: Callable[[str], None] = print) -> dict[str, Kept]:
-    """Carry out so many hand-overs, a minute each, with all three at a time."""
+def count_intervals(
+    runs: Iterable[dict[str, Any]], entries: Iterable[Entry], since_s: float, until_s: float
+) -> dict[str, int]:
+    """Count by how far apart the runs of each interval are, from `since_s` to `until_s`, whoever sent them."""
+    begun: dict[str, list[float]] = {}
+    for run in runs:
+        if since_s <= run["at"] <= until_s:
+            begun.setdefault(run["tick"].rpartition("@")[0], []).append(run["at"])
+    found = {"due": 0, "never": 0, "twice": 0}
+    for entry in entries:
+        at = sorted(begun.get(entry.name, []))
+        found["due"] += int((until_s - since_s) // entry.when)
+        found["twice"] += sum(b - a < entry.when / 2 for a, b in itertools.pairwise(at))
+        gaps = (b - a for a, b in itertools.pairwise([since_s, *at, until_s]))
+        found["never"] += sum(round(gap / entry.when) - 1 for gap in gaps if gap > 1.5 * entry.when)
+    return found
+
+
+def measure(
+    rounds: int, entries: int, seed: int, say: Callable[[str], None] = print
+) -> tuple[dict[str, Kept], dict[str, dict[str, int]]]:
+    """Carry out so many hand-overs, a minute each, with all at a time; return the minutes and the intervals of each."""
     minutes: list[int] = []
-    with Field() as stage, ThreadPoolExecutor(len(SCHEDULERS)) as pool:
+    with Field() as stage, ThreadPoolExecutor(len(CONTESTANTS)) as pool:
         teams = {
-            name: stage.team(name.lower(), "minutes", entries, scheduler, once=scheduler == "zookeeper")
-            for name, scheduler in SCHEDULERS.items()
+            name: stage.team(f"t{number}", "beside", entries, scheduler, once=scheduler == "zookeeper", kind=kind)
+            for number, (name, (scheduler, kind)) in enumerate(CONTESTANTS.items())
         }
         for team in teams.values():
             team.wait_leader()
             team.wait_ready()
         _sleep_until(_next_minute() + BEFORE_S)  # all have run once
+        since_s = time.time()
         kinds = [kind for kind in KINDS if kind not in LEFT_OUT]
         for number, kind in enumerate(order(kinds, rounds, seed), 1):
             minute = _next_minute()
@@ -84,7 +114,14 @@ def measure(rounds: int, entries: int, seed: int, say: Callable[[str], None] = p
             _sleep_until(minute + MINUTE_S + MINUTE_S / 2)
             say(f"{number}/{rounds} {kind}: { ({name: len(team.runs()) for name, team in teams.items()}) }")
         _sleep_until(_next_minute())
-        return {name: count(team.runs(), minutes, [entry.name for entry in team.mix]) for name, team in teams.items()}
+        until_s = time.time()
+        kept, intervals = {}, {}
+        for name, team in teams.items():
+            runs = team.runs()
+            kept[name] = count(runs, minutes, [entry.name for entry in team.mix if entry.kind == "crontab"])
+            of = [entry for entry in team.mix if entry.kind == "interval"]
+            intervals[name] = count_intervals(runs, of, since_s, until_s)
+        return kept, intervals
 
 
 def _hand_over(team: Team, kind: str) -> None:

@@ -17,11 +17,12 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from kazoo.client import KazooClient
 
-from tests.bench.schedule.entries import MIXES, SECOND, Entry, Verdict, by_entry, compare
+from tests.bench.schedule.entries import MIXES, SECOND, Verdict, by_entry, judge
 from tests.launcher.servers import Redis
 from tests.support import nodes
 from tests.support.net import Lan
@@ -29,7 +30,7 @@ from tests.support.waiting import wait_until
 from tests.support.zookeeper import Ensemble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -41,6 +42,7 @@ ROOT = "/zkbeat"
 SESSION_TIMEOUT_S = 4.0
 LEADS_WITHIN_S = 40.0
 DRAINS_WITHIN_S = 60.0
+SETTLES_WITHIN_S = 30.0
 QUIET_FOR_S = 3.0
 WORKERS = 2
 
@@ -57,15 +59,13 @@ class Node(nodes.Node):
 
 
 class Field:
-    """What the nodes have in common: a LAN, an ensemble, a broker, and a Redis for what ran."""
+    """What all teams have in common: a LAN, an ensemble, and a Redis for what ran."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         try:
             self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="zks-")))
             self.lan = self._stack.enter_context(Lan())
-            self.broker = self._stack.enter_context(Redis(self.directory / "broker", self.lan.ip))
-            self._stack.callback(self.broker.thaw)
             self.record = self._stack.enter_context(Redis(self.directory / "record", self.lan.ip))
             self.ensemble = Ensemble(self.directory / "zk", lan=self.lan, tick_ms=1000)
             self._stack.callback(self.ensemble.close)
@@ -77,9 +77,18 @@ class Field:
         self.since = time.time_ns() // 1000
         self.teams: list[Team] = []
 
-    def team(self, name: str, mix: str, count: int, scheduler: str, *options: str, once: bool = True) -> Team:
+    def team(
+        self,
+        name: str,
+        mix: str,
+        count: int,
+        scheduler: str,
+        *options: str,
+        once: bool = True,
+        kind: type[Team] | None = None,
+    ) -> Team:
         """Start three nodes and two workers that share a schedule. `once`: its tasks run once a tick."""
-        team = Team(self, name, mix, count, scheduler, options, once=once)
+        team = (kind or Team)(self, name, mix, count, scheduler, options, once=once)
         self._stack.enter_context(team)
         self.teams.append(team)
         return team
@@ -95,7 +104,10 @@ class Field:
 
 
 class Team:
-    """Three nodes and two workers round one schedule."""
+    """Three nodes and two workers round one schedule, and a broker of their own: one that others freeze is no fault."""
+
+    step_down_signal = signal.SIGUSR1
+    conf: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, field: Field, name: str, mix: str, count: int, scheduler: str, options: tuple[str, ...], *, once: bool
@@ -113,17 +125,23 @@ class Team:
             "redbeat_redis_url": f"{field.record.url[:-1]}{number + 1}",
         }
         self._queue = f"celery-{name}"
-        conf |= {"task_default_queue": self._queue}
-        given = {"broker": field.broker.url, "record": field.record.url, "key": self._key, "mix": mix, "count": count}
+        conf |= {"task_default_queue": self._queue, **self.conf}
+        self.broker = self._stack.enter_context(Redis(field.directory / f"broker-{name}", field.lan.ip))
+        self._stack.callback(self.broker.thaw)
+        given = {"broker": self.broker.url, "record": field.record.url, "key": self._key, "mix": mix, "count": count}
         given |= {"since": field.since, "conf": conf, "once": once}
         path = os.pathsep.join([str(TOP), str(HERE / "project")])
         env = {"MIXED": json.dumps(given), "PYTHONPATH": path}
-        self.nodes = [self._node(f"{name}-{number}", scheduler, env, options) for number in range(3)]
         self.worker_logs = [field.directory / f"{name}-w{number}.log" for number in range(WORKERS)]
-        for log in self.worker_logs:
-            self._stack.callback(_end, self._worker(log, env))
-        for node in self.nodes:
-            node.start()
+        try:
+            self.nodes = [self._node(f"{name}-{number}", scheduler, env, options) for number in range(3)]
+            for log in self.worker_logs:
+                self._stack.callback(_end, self._worker(log, env))
+            for node in self.nodes:
+                node.start()
+        except BaseException:
+            self._stack.close()
+            raise
 
     @property
     def _key(self) -> str:
@@ -131,13 +149,12 @@ class Team:
 
     def _node(self, name: str, scheduler: str, env: dict[str, str], options: tuple[str, ...]) -> Node:
         directory = self.field.directory / name
-        beat = (sys.executable, "-m", "celery", "-A", "mixed", "beat", "-S", scheduler, "-l", "warning")
         node = Node(
             directory,
             self.field.lan.host(name),
             hosts=self.field.ensemble.hosts,
             name=self.name,
-            command=beat,
+            command=self.beat(scheduler),
             options=["--root", ROOT, "--session-timeout", f"{SESSION_TIMEOUT_S:g}", *options],
             env=env,
             cwd=directory,  # where a stock beat keeps its file
@@ -145,6 +162,14 @@ class Team:
         directory.mkdir()
         self._stack.callback(node.kill_everything)
         return node
+
+    @staticmethod
+    def beat(scheduler: str) -> list[str]:
+        return [sys.executable, "-m", "celery", "-A", "mixed", "beat", "-S", scheduler, "-l", "warning"]
+
+    def store_ips(self) -> list[str]:
+        """Return where what elects the leader is."""
+        return [server.hosts.partition(":")[0] for server in self.field.ensemble.servers]
 
     def _worker(self, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
         argv = [
@@ -200,20 +225,39 @@ class Team:
 
     def states(self) -> dict[str, list[Any]]:
         """Return the state of each entry, as it stands in ZooKeeper, and see that nothing is owed."""
+        owed, found = self._schedule()
+        if owed:
+            raise RuntimeError(f"{len(owed)} ticks are still owed: {owed[:3]}")
+        return found
+
+    def _schedule(self) -> tuple[list[Any], dict[str, list[Any]]]:
         client = KazooClient(hosts=self.field.ensemble.hosts)
         client.start(timeout=15)
         try:
             base = f"{ROOT}/{self.name}/schedule"
             owed = json.loads(client.get(f"{base}/intent")[0])["ticks"]
-            if owed:
-                raise RuntimeError(f"{len(owed)} ticks are still owed: {owed[:3]}")
             found: dict[str, list[Any]] = {}
             for bucket in client.get_children(f"{base}/state"):
                 found |= json.loads(client.get(f"{base}/state/{bucket}")[0])["entries"]
-            return found
+            return owed, found
         finally:
             client.stop()
             client.close()
+
+    def settle(self) -> int:
+        """Return the instant up to which all that was due must be done with: now. The leader has time to catch up."""
+        at = time.time_ns() // 1000
+
+        def done() -> bool:
+            owed, found = self._schedule()
+            return not owed and not any(
+                due > found[entry.name][0] for entry in self.mix for due in entry.due(self.field.since, at)[-1:]
+            )
+
+        # What is not done with by then is missing: that is for the verdict to say, entry by entry.
+        with contextlib.suppress(AssertionError):
+            wait_until(done, SETTLES_WITHIN_S, "the leader has caught up", every_s=0.5)
+        return at
 
     def drain(self) -> None:
         """End all beats, as one does, the leader last, and wait until the workers have run what was sent."""
@@ -224,7 +268,7 @@ class Team:
 
         def quiet() -> bool:
             count = len(self.runs())
-            if self.field.broker.client.llen(self._queue) or count != seen[0][0]:
+            if self.broker.client.llen(self._queue) or count != seen[0][0]:
                 seen[0] = (count, time.monotonic())
             return time.monotonic() - seen[0][1] > QUIET_FOR_S
 
@@ -270,8 +314,8 @@ def _node_killed(_team: Team, leader: Node) -> None:
     leader.kill_everything()
 
 
-def _stepped_down(_team: Team, leader: Node) -> None:
-    os.kill(leader.sidecar, signal.SIGUSR1)
+def _stepped_down(team: Team, leader: Node) -> None:
+    os.kill(leader.sidecar, team.step_down_signal)
 
 
 @contextlib.contextmanager
@@ -291,7 +335,7 @@ def _node_frozen(team: Team, leader: Node) -> None:
 
 def _cut_off(team: Team, leader: Node) -> None:
     epoch = leader.says("epoch")
-    leader.host.cut_off(server.hosts.partition(":")[0] for server in team.field.ensemble.servers)
+    leader.host.cut_off(team.store_ips())
     try:
         team.wait_leader(epoch)
     finally:
@@ -300,14 +344,14 @@ def _cut_off(team: Team, leader: Node) -> None:
 
 def _broker_frozen(team: Team, leader: Node) -> None:
     """The broker takes nothing, and in the middle of that the leader is killed."""
-    team.field.broker.freeze()
+    team.broker.freeze()
     try:
         time.sleep(1.5)
         leader.kill_everything()
         wait_until(team.leader, LEADS_WITHIN_S, "another leads", team.report, every_s=0.05)
         time.sleep(1.0)
     finally:
-        team.field.broker.thaw()
+        team.broker.thaw()
 
 
 def _zookeeper_frozen(team: Team, leader: Node) -> None:
@@ -341,6 +385,8 @@ class Found:
     verdict: Verdict = field(default_factory=Verdict)
     sends_all: Verdict = field(default_factory=Verdict)
     """Of those alone that send all that they have missed."""
+    kinds: dict[str, Verdict] = field(default_factory=dict)
+    """Of each kind of schedule."""
     dropped: int = 0
     """Second messages of a tick, which workers did not run."""
     seconds: float = 0.0
@@ -362,14 +408,17 @@ def measure(rounds: int, count: int, seed: int, say: Callable[[str], None] = pri
             team.wait_ready()
             found.rounds[kind] = found.rounds.get(kind, 0) + 1
             say(f"{number}/{rounds} {kind}: {len(team.runs())} runs")
+        ended = team.settle()
         team.drain()
         runs, states = team.runs(), team.states()
         found.seconds = round(time.time() - stage.since / SECOND, 1)
         found.dropped = team.dropped()
         ran = by_entry(runs)
         for entry in team.mix:
-            verdict = _judge(entry, ran.get(entry.name, []), states[entry.name], stage.since)
+            last, _count, missed = states[entry.name][:3]
+            verdict = judge(entry, ran.get(entry.name, {}), last, missed, stage.since, ended)
             found.verdict.add(verdict)
+            found.kinds.setdefault(entry.kind, Verdict()).add(verdict)
             if entry.policy == "all":
                 found.sends_all.add(verdict)
     for kind, before, after in changes:
@@ -384,12 +433,6 @@ def order(kinds: list[str], rounds: int, seed: int) -> list[str]:
     while len(found) < rounds:
         found += turns.sample(kinds, len(kinds))
     return found[:rounds]
-
-
-def _judge(entry: Entry, ran: list[int], state: list[Any], since: int) -> Verdict:
-    last, _count, missed = state[:3]
-    due = ran if entry.kind == "solar" else entry.due(since, last)
-    return compare(entry, due, ran, missed)
 
 
 def _silence(runs: list[dict[str, Any]], before: int, after: int) -> float:

@@ -20,6 +20,13 @@ KIND_NAMES = {
     "persistent-1": "PersistentScheduler, `beat_sync_every=1`",
     "redbeat": "RedBeatScheduler",
 }
+STEPS = {
+    "define_s": "definitions",
+    "take_over_s": "reading ZooKeeper, adopting",
+    "set_up_s": "scheduler made",
+    "ready_s": "ready to tick: first turn over",
+}
+"""Of a start: the first two are parts of the third, and all of the last."""
 OF_PERSISTENT_AT_LEAST = 0.8
 READY_AT_MOST_S = 2.0
 
@@ -63,7 +70,13 @@ def _handovers(part: dict[str, Any] | None) -> str:
         "",
     ]
     rows = []
-    for name, verdict in (("all entries", part["verdict"]), ("those that catch up with all", part["sends_all"])):
+    kinds = [(f"of them: {name}", verdict) for name, verdict in part.get("kinds", {}).items()]
+    for name, verdict in [
+        ("all entries", part["verdict"]),
+        *kinds,
+        ("those that catch up with all", part["sends_all"]),
+    ]:
+        latest_s = verdict.get("latest_s")
         rows.append(
             [
                 name,
@@ -73,9 +86,19 @@ def _handovers(part: dict[str, Any] | None) -> str:
                 f"**{len(verdict['missing'])}**",
                 f"**{len(verdict['twice'])}**",
                 f"**{len(verdict['never_due'])}**",
+                "-" if latest_s is None else f"{latest_s:.1f}",
             ]
         )
-    heads = ["", "due times", "ran", "missed by policy, and told", "missing", "run twice", "run, and not due"]
+    heads = [
+        "",
+        "due times",
+        "ran",
+        "missed by policy, and told",
+        "missing",
+        "run twice",
+        "run, and not due",
+        "latest s",
+    ]
     lines += [_table(heads, rows), "", f"Second messages that workers dropped: {part['dropped']}.", ""]
     rows = []
     for kind, silences in part["silent_s"].items():
@@ -92,8 +115,12 @@ def _beside(part: dict[str, Any] | None) -> str:
     rows = []
     for name, kept in part["kept"].items():
         never, twice, late = (f"**{kept[key]}**" if kept[key] else "0" for key in ("never", "twice", "late"))
-        rows.append([name, kept["due"], never, twice, late, f"{max(kept['late_s']):.1f}"])
+        of = part.get("intervals", {}).get(name, {})
+        gaps = [f"**{of[key]}**" if of.get(key) else of.get(key, "-") for key in ("never", "twice")]
+        latest = f"{max(kept['late_s'], default=0.0):.1f}"
+        rows.append([name, kept["due"], never, twice, late, latest, of.get("due", "-"), *gaps])
     heads = ["scheduler", "due minutes", "never", "twice", "later than 5 s", "latest s"]
+    heads += ["intervals due", "never", "twice"]
     return "\n".join(
         [
             "### Beside the others",
@@ -152,16 +179,22 @@ def _speed(part: dict[str, Any] | None) -> str:
     rows = []
     for count in counts:
         found = part["ticks"][count]["zookeeper"]
-        (commits, median, _worst), (_n, publish, _p99) = found["commit_ms"], found["publish_ms"]
+        (commits, median, slow), (_n, publish, slow_publish) = found["commit_ms"], found["publish_ms"]
         each = commits * median / float(count)
-        rows.append([count, f"{commits:.0f}", f"{median:.1f}", f"{each:.2f}", f"{publish:.2f}"])
-    heads = ["due together", "commits", "one commit, median ms", "of it for each tick, ms", "one publish, median ms"]
+        of_publish = f"{publish:.2f} ({slow_publish:.2f})"
+        rows.append([count, f"{commits:.0f}", f"{median:.1f} ({slow:.1f})", f"{each:.2f}", of_publish])
+    heads = ["due together", "commits", "one commit, median (p99) ms", "of it for each tick, ms"]
+    heads.append("one publish, median (p99) ms")
     lines += [_table(heads, rows), ""]
     rows = [
-        [f"10,000 {what} entries", f"{start['first']['ready_s']:.2f}", f"{start['again']['ready_s']:.2f}"]
+        [
+            f"10,000 {what} entries, {when}",
+            *(f"{start[key][step]:.2f}" if step in start[key] else "-" for step in STEPS),
+        ]
         for what, start in part["start"].items()
+        for key, when in (("first", "the very first"), ("again", "with the state there"))
     ]
-    lines.append(_table(["start until ready to tick", "the very first, s", "with the state there, s"], rows))
+    lines.append(_table(["start, s", *STEPS.values()], rows))
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ import redis
 from celery import Celery, Task
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 
-from tests.bench.schedule.entries import MIXES, POLICIES, SEVENS_S, Entry
+from tests.bench.schedule.entries import MIXES, POLICIES, SEVENS_S, Entry, longitude
 from zkbeat.worker import OncePerTick
 
 CONF = json.loads(os.environ["MIXED"])
@@ -45,8 +45,10 @@ def _schedule(entry: Entry) -> Any:
             return schedule(entry.when)
         case "crontab":
             return crontab(minute=entry.when)
-        case "solar":
-            return solar(entry.when, 52.5, 13.4)
+        case "relative":
+            return schedule(entry.when, relative=True)
+        case "noon":
+            return solar("solar_noon", 0, longitude(CONF["since"], entry.when))
         case _:
             return Sevens()
 
@@ -58,21 +60,24 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_transport_options={"socket_timeout": 2, "socket_connect_timeout": 2},
     worker_hijack_root_logger=True,
-    zkbeat_catch_up={f"{policy} *": said for policy, said in POLICIES.items()} | {"dawn": "all"},
+    zkbeat_catch_up={f"{policy} *": said for policy, said in POLICIES.items()},
     **CONF["conf"],
 )
 _mix = MIXES[CONF["mix"]](CONF["count"])
 _since = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=CONF["since"])
 app.conf.beat_schedule = {
-    entry.name: {"task": "run", "schedule": _schedule(entry), "last_run_at": _since} for entry in _mix
+    entry.name: {"task": "run", "schedule": _schedule(entry), "last_run_at": _since, "args": (entry.name,)}
+    for entry in _mix
 }
 _record: list[redis.Redis] = []
 
 
 @app.task(name="run", base=OncePerTick if CONF["once"] else Task, bind=True)
-def run(self: Any) -> None:
-    """Write down that this tick has run."""
+def run(self: Any, name: str) -> None:
+    """Write down that this tick has run; of a beat that is not under zkbeat only the entry is known."""
     if not _record:
         _record.append(redis.Redis.from_url(CONF["record"]))
-    headers = {name: self.request.headers.get(f"zkbeat-{name}") for name in ("tick", "nonce", "epoch")}
+    given = self.request.headers or {}
+    headers = {what: given.get(f"zkbeat-{what}") for what in ("tick", "nonce", "epoch")}
+    headers["tick"] = headers["tick"] or f"{name}@"
     _record[0].rpush(CONF["key"], json.dumps({**headers, "id": self.request.id, "at": time.time()}))
