@@ -344,6 +344,17 @@ def test_settings_that_cannot_be_used_end_it_with_one_line(tmp_path, fresh_redis
     assert says in said[0]
 
 
+def test_a_start_that_finds_no_ensemble_can_be_stopped(tmp_path, fresh_redis, zk_root):
+    beat = beat_alone(tmp_path, fresh_redis, "127.0.0.1:1", zk_root, zkbeat_unfenced=True)
+    first = beat.stderr.readline()
+    while "no answer from ZooKeeper" not in first:
+        assert first, "it has ended"
+        first = beat.stderr.readline()
+    beat.terminate()
+    _, errors = beat.communicate(timeout=10)
+    assert (beat.returncode, "Traceback" in errors) == (0, False), errors
+
+
 def test_two_that_nothing_fences_send_each_due_time_under_one_id(tmp_path, fresh_redis, kept, zk_hosts, zk_root):
     beats = [beat_alone(tmp_path, fresh_redis, zk_hosts, zk_root, zkbeat_unfenced=True) for _ in range(2)]
     try:

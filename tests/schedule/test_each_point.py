@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
+from celery.schedules import schedule as celery_schedule
 
 from tests.schedule.fake import Fate
 from tests.schedule.model import SECOND, Crash, Entry, World
 from tests.schedule.oracle import Cron, Interval, Relative, instant
+from zkbeat.core import schedule
 
 START = instant(datetime(2026, 3, 1, 12, 0, 30, tzinfo=timezone.utc))
 POINTS = range(1, 24)
@@ -217,3 +219,54 @@ def test_a_relative_entry_that_nobody_had_sent_for_days_is_sent_once(make_world)
     at_rest(world)
     assert [tick[0] for tick in world.sent].count("a") <= 2  # the latest, and the one that came due meanwhile
     assert all(tick[1] > world.now - 120 * SECOND for tick in world.sent)
+
+
+# what a review found
+
+
+def attempts(world):
+    """Count the publishes that are tried, whatever becomes of them."""
+    counted = []
+    publish = world.publish
+    world.publish = lambda by, entry: (counted.append(world.boot), publish(by, entry))
+    return counted
+
+
+def test_an_outage_of_the_broker_is_waited_out_and_not_tried_with_every_entry(make_world):
+    world = make_world({f"entry {number}": Entry(Interval(10 * SECOND)) for number in range(150)})
+    leader = world.elect()
+    tried = attempts(world)
+    world.broker.down_until = world.boot + 120 * SECOND
+    world.turns(leader, 3000, until=world.now + 110 * SECOND)
+    assert 5 < len(tried) < 60
+    assert len(world.intent()) <= 2 * schedule.GROUP_AT_MOST, "what is due waits, rather than heap up"
+    world.pass_time(30 * SECOND)
+    at_rest(world)
+
+
+def test_a_clock_that_is_set_back_does_not_put_off_what_is_owed(make_world):
+    world = make_world()
+    leader = world.elect()
+    world.turns(leader, 9)
+    world.broker.down_until = world.boot + 20 * SECOND
+    world.turns(leader, 200, until=world.now + 15 * SECOND)
+    assert world.intent()
+    leader.offset -= 3600 * SECOND
+    tried = attempts(world)
+    world.turns(leader, 200, until=world.now + 40 * SECOND)
+    assert tried, "it is tried again by what has passed, whatever the clock says"
+
+
+def test_a_schedule_whose_next_due_time_is_not_after_its_last_does_not_spin(make_world):
+    world = make_world({})
+    leader = world.elect()
+    world.turns(leader, 3)
+    leader.beat.add(name="behind", task="tasks.run", schedule=celery_schedule(0.5, relative=True))
+    world.turns(leader, 5)
+    turns = 0
+    until = world.now + 30 * SECOND
+    while world.now < until:
+        slept = leader.turn()
+        world.pass_time(int(slept * SECOND))
+        turns += 1
+        assert turns < 200, "it turns and turns"

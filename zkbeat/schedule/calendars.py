@@ -19,7 +19,7 @@ _APART_US = 60_000_000
 _SAME_US = 1_000_000
 """ephem finds an event by iteration: within so much it is the same one, and two of them are hours apart."""
 
-_SOON_US = 1_000
+_SOON_US = 10_000
 """When to ask a schedule again that is not due, but would be in no time."""
 
 
