@@ -415,8 +415,10 @@ def measure(rounds: int, count: int, seed: int, say: Callable[[str], None] = pri
         found.dropped = team.dropped()
         ran = by_entry(runs)
         for entry in team.mix:
-            last, _count, missed = states[entry.name][:3]
+            last, intended, missed = states[entry.name][:3]
             verdict = judge(entry, ran.get(entry.name, {}), last, missed, stage.since, ended)
+            if not verdict.clean:  # lost before it was intended, or after it was sent?
+                say(f"{entry.name}: {intended} intended, {verdict.ran} ran, {missed} missed; {verdict}")
             found.verdict.add(verdict)
             found.kinds.setdefault(entry.kind, Verdict()).add(verdict)
             if entry.policy == "all":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -53,12 +54,15 @@ def _schedule(entry: Entry) -> Any:
             return Sevens()
 
 
+_TIMEOUTS = {"socket_timeout": 2, "socket_connect_timeout": 2}
 app = Celery("mixed", broker=CONF["broker"])
 app.conf.update(
     result_expires=None,
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"socket_timeout": 2, "socket_connect_timeout": 2},
+    # Beat alone. A worker with timeouts closes its connection while the Redis is frozen, and the Redis, thawed, hands
+    # it a message before it sees that: what is popped for a connection that is gone is lost, whoever sent it.
+    broker_transport_options=_TIMEOUTS if "beat" in sys.argv else {},
     worker_hijack_root_logger=True,
     zkbeat_catch_up={f"{policy} *": said for policy, said in POLICIES.items()},
     **CONF["conf"],
