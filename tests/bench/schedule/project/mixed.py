@@ -60,8 +60,8 @@ app.conf.update(
     result_expires=None,
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
-    # Beat alone. A worker with timeouts closes its connection while the Redis is frozen, and the Redis, thawed, hands
-    # it a message before it sees that: what is popped for a connection that is gone is lost, whoever sent it.
+    # Beat alone. A worker that loses its connection to a frozen Redis may forget what it has taken and not begun, and that
+    # comes again after the visibility timeout only: an hour.
     broker_transport_options=_TIMEOUTS if "beat" in sys.argv else {},
     worker_hijack_root_logger=True,
     zkbeat_catch_up={f"{policy} *": said for policy, said in POLICIES.items()},
