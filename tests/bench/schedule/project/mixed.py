@@ -60,8 +60,8 @@ app.conf.update(
     result_expires=None,
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
-    # Beat alone. A worker that loses its connection to a frozen Redis may forget what it has taken and not begun, and that
-    # comes again after the visibility timeout only: an hour.
+    # Beat alone. A worker that loses its connection to a frozen Redis may forget what it has taken and not begun, and
+    # that comes again after the visibility timeout only: an hour.
     broker_transport_options=_TIMEOUTS if "beat" in sys.argv else {},
     worker_hijack_root_logger=True,
     zkbeat_catch_up={f"{policy} *": said for policy, said in POLICIES.items()},
