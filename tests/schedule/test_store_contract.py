@@ -15,7 +15,7 @@ from zkbeat.core import schedule
 from zkbeat.core.record import Term
 from zkbeat.core.schedule import Book, Control, Hold, NewerError, Request, State, Tick
 from zkbeat.schedule import store as store_module
-from zkbeat.schedule.store import FencedError, Store, SupersededError, UnavailableError
+from zkbeat.schedule.store import ControlChangedError, FencedError, Store, SupersededError, UnavailableError
 from zkbeat.settings import Place
 
 NOW = 1_780_000_000_000_000
@@ -188,7 +188,7 @@ class Contract:
         driver.put(schedule.CONTROL, Control(requests=(Request("r", "a"),)).encode())
         assert store.look(book)
         driver.put(schedule.CONTROL, Control({"a": Hold()}, (Request("r", "a"),)).encode())
-        with pytest.raises(SupersededError):
+        with pytest.raises(ControlChangedError):
             store.commit(book, book.change({"a": State(NOW + 1)}, [TICK], Control()))
         found = self.reread(driver)
         assert found.states == {"a": State(NOW)}
@@ -216,8 +216,11 @@ class Contract:
         driver.put(schedule.CONTROL, b"garbage")
         with pytest.raises(schedule.GarbageError):
             store.look(book)
+        assert book.control.held == {"a": Hold("somebody")}, "what cannot be read lets nobody go"
+        assert not store.look(book), "it is told once"
+        driver.put(schedule.CONTROL, Control().encode())
+        assert store.look(book)
         assert book.control == Control()
-        assert not store.look(book)
 
     # answers that are lost
 
