@@ -383,3 +383,11 @@ def test_the_bases_can_be_combined():
     for base in (Both, TheOtherWay):
         assert base.Strategy == "zkbeat.worker.strategy:strategy"
         assert base.Request == "zkbeat.worker.request:LockedRequest"
+
+
+def test_a_tick_of_any_name_can_be_claimed():
+    """A name may hold half of a surrogate pair, which plain UTF-8 has no bytes for."""
+    session = SimpleNamespace(ask=lambda _begin, _deadline: None, worked=lambda: None)
+    tick = Tick.of(f"\ud800 report@{TICK.partition('@')[2]}", "n")
+    assert tick is not None
+    assert claims.Claims(session, "/base", 60.0, "w").claim(tick, "t")

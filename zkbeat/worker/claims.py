@@ -75,7 +75,9 @@ class Claims:
         """
         deadline = clock.now() + _WITHIN_S
         slot = f"{self._root}/{tick.slot}"
-        path = f"{slot}/{hashlib.sha256(f'{task} {tick.text}'.encode()).hexdigest()[:32]}"
+        # An entry's name may hold half of a surrogate pair.
+        digest = hashlib.sha256(f"{task} {tick.text}".encode("utf-8", "surrogatepass")).hexdigest()
+        path = f"{slot}/{digest[:32]}"
         about = {"nonce": tick.nonce, "tick": tick.text, "worker": self._who, "at": round(clock.wall(), 3)}
         data = json.dumps(about).encode()
         for _ in range(_RACES):
