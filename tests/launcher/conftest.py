@@ -18,7 +18,19 @@ from tests.launcher.servers import RABBITMQ, Rabbit, Redis
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.support.nodes import Node
+
 _MIGRATE = "import django; django.setup(); from django.core.management import call_command; call_command('migrate')"
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    """The nodes of a test, which adds to it those that it starts; in the end their logs are shown, and all are dead."""
+    found: list[Node] = []
+    yield found
+    for node in found:
+        print(node.logs())
+        node.kill_everything()
 
 
 @pytest.fixture(scope="session")

@@ -75,9 +75,8 @@ def kept(fresh_redis: Redis) -> Kept:
 
 
 @pytest.fixture
-def make_node(tmp_path, zk_hosts, zk_root, fresh_redis) -> Iterator[Callable[..., Node]]:
-    """Makes and starts a node; all are dead in the end."""
-    nodes: list[Node] = []
+def make_node(tmp_path, zk_hosts, zk_root, fresh_redis, nodes) -> Callable[..., Node]:
+    """Makes and starts a node."""
 
     def make(
         node_id: str,
@@ -106,10 +105,7 @@ def make_node(tmp_path, zk_hosts, zk_root, fresh_redis) -> Iterator[Callable[...
         node.start()
         return node
 
-    yield make
-    for node in nodes:
-        print(node.logs())
-        node.kill_everything()
+    return make
 
 
 @pytest.fixture

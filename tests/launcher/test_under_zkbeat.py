@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 from zkbeat.core.record import Member
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 BEAT = (str(Path(sysconfig.get_path("scripts"), "celery")), "-A", "plain", "beat")
 PLAIN = Path(__file__).with_name("plain")
@@ -27,9 +27,8 @@ SILENCE_S = 3.0
 
 
 @pytest.fixture
-def make_node(tmp_path, zk_hosts, zk_root, fresh_redis) -> Iterator[Callable[..., Node]]:
-    """Makes and starts a node whose beat has something due every 0.2 s; all are dead in the end."""
-    nodes: list[Node] = []
+def make_node(tmp_path, zk_hosts, zk_root, fresh_redis, nodes) -> Callable[..., Node]:
+    """Makes and starts a node whose beat has something due every 0.2 s."""
 
     def make(node_id: str, *options: str, command: tuple[str, ...] = BEAT, **env: str) -> Node:
         own = ["--root", zk_root, "--session-timeout", "4", "--lease", "2", "--max-silence", str(SILENCE_S)]
@@ -46,10 +45,7 @@ def make_node(tmp_path, zk_hosts, zk_root, fresh_redis) -> Iterator[Callable[...
         node.start()
         return node
 
-    yield make
-    for node in nodes:
-        print(node.logs())
-        node.kill_everything()
+    return make
 
 
 def preloaded(node: Node, what: str = "waiting") -> dict:

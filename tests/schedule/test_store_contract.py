@@ -311,10 +311,10 @@ class Contract:
 
     def test_texts_are_kept_beside_the_states(self, driver):
         store, _book = self.leading(driver)
-        assert store.about(0) == b""
-        for texts in (b"one", b"two"):
-            store.about(0, texts)
-            assert store.about(0) == texts
+        path = schedule.bucket_path(0, schedule.ABOUT)
+        for texts in (b"one", b"two", b"two"):
+            store.tell(0, texts)
+            assert driver.get(path) == texts
 
     def test_what_was_missed_is_added_to_the_term_s_record_once_that_is_there(self, driver):
         store, _book = self.leading(driver)

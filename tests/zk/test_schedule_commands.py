@@ -64,7 +64,7 @@ class Leader:
         self.store.commit(self.book, self.book.change(ticks=ticks))
         for number in self.book.numbers if texts else ():
             about = {key: ("proj.tasks." + key, "<freq: 1.00 hour>") for key in self.book.keys_in(number)}
-            self.store.about(number, encode_about(about))
+            self.store.tell(number, encode_about(about))
 
     def send(self) -> Request:
         """Take the requests out, and confirm them, in the two steps that beat has."""

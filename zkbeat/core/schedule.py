@@ -551,9 +551,9 @@ def bucket_path(number: int, of: str = STATE) -> str:
     return f"{of}/{number:06d}"
 
 
-def bucket_number(child: str) -> int | None:
-    """Return the number of a bucket's znode; None if it is none."""
-    return int(child) if re.fullmatch("[0-9]{6}", child) else None
+def bucket_numbers(children: Iterable[str]) -> list[int]:
+    """Return the numbers of those znodes that are buckets, in order."""
+    return sorted(int(child) for child in children if re.fullmatch("[0-9]{6}", child))
 
 
 def forget(states: Mapping[str, State], before: int) -> dict[str, None]:

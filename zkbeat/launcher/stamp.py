@@ -44,7 +44,7 @@ def due(entry: Any, at: datetime) -> datetime:
     if entry.last_run_at is None:
         return now
     try:
-        schedule = _as_of(entry.schedule, now)
+        schedule = as_of(entry.schedule, now)
         left = schedule.remaining_estimate(as_utc(entry.last_run_at).astimezone(schedule.tz))
         return now if left is None else now + left
     except Exception:  # noqa: BLE001  # a schedule class of the user's: the message matters more than its name
@@ -53,20 +53,20 @@ def due(entry: Any, at: datetime) -> datetime:
 
 def stamped(entry: Any, extra: dict[str, str]) -> Any:
     """Return an entry like this one whose message has these headers as well."""
-    same = clone(entry)
+    same = _clone(entry)
     options = entry.options or {}
     same.options = {**options, "headers": {**(options.get("headers") or {}), **extra}}
     return same
 
 
-def _as_of(schedule: Any, now: datetime) -> Any:
+def as_of(schedule: Any, now: datetime) -> Any:
     """Return the schedule with its clock stopped: `remaining_estimate` reads it, and due times must be exact."""
-    stopped = clone(schedule)
+    stopped = _clone(schedule)
     stopped.nowfun = lambda: now
     return stopped
 
 
-def clone(thing: Any) -> Any:
+def _clone(thing: Any) -> Any:
     """Return a shallow copy; `copy.copy` raises for some entries."""
     cls: Any = type(thing)
     made = cls.__new__(cls)

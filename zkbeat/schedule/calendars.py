@@ -13,7 +13,7 @@ from typing import Any
 from celery import schedules
 
 from zkbeat.core.schedule import Dues, to_datetime
-from zkbeat.launcher.stamp import clone
+from zkbeat.launcher.stamp import as_of
 
 _APART_US = 60_000_000
 _SAME_US = 1_000_000
@@ -30,7 +30,7 @@ def dues_of(schedule: Any, now: int) -> Dues:
     if elapses(schedule):
         every = max(schedule.run_every // timedelta(microseconds=1), 1)
         return Dues(after=lambda last: last + every, every=every)
-    stopped = _as_of(schedule, now)
+    stopped = as_of(schedule, to_datetime(now))
     if kind is schedules.crontab:
         return Dues(after=lambda last: _estimate(stopped, last, now), calendar=True)
     if kind is schedules.solar:
@@ -102,13 +102,6 @@ def _ask(schedule: Any, last: int, now: int) -> int:
     except Exception:  # noqa: BLE001  # most have no estimate
         at = None
     return at if at is not None and last < at <= now else now
-
-
-def _as_of(schedule: Any, now: int) -> Any:
-    """Return the schedule with its clock stopped: it reads it, and due times must be exact."""
-    stopped = clone(schedule)
-    stopped.nowfun = lambda: to_datetime(now)
-    return stopped
 
 
 def _local(schedule: Any, at: int) -> datetime:

@@ -208,7 +208,7 @@ class Reader:
             raise OperatorError(
                 f"no schedule is kept in ZooKeeper for {name}: has beat run with -S zookeeper?", EXIT_NOT_SO
             ) from None
-        return sorted(number for child in children if (number := schedule.bucket_number(child)) is not None)
+        return schedule.bucket_numbers(children)
 
     def _read_intent(self, book: Book, garbage: list[str]) -> None:
         try:

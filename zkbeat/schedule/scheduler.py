@@ -30,6 +30,7 @@ from zkbeat.core.schedule import Book, Change, Due, Policy, State, Tick
 from zkbeat.errors import ConfigError
 from zkbeat.launcher import stamp
 from zkbeat.launcher.clocks import FUTURE_S, as_utc, describe_names
+from zkbeat.launcher.scheduler import EPOCH
 from zkbeat.schedule import calendars
 from zkbeat.schedule.store import (
     ControlChangedError,
@@ -42,7 +43,6 @@ from zkbeat.schedule.store import (
 from zkbeat.settings import Place, place
 
 LEADER_ZNODE = "ZKBEAT_LEADER_ZNODE"
-EPOCH = "ZKBEAT_EPOCH"
 
 EXIT_NO_PERMISSION = 77
 
@@ -189,7 +189,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         self._unfinished = None
         self._keys.clear()
         self._ready.clear()
-        self._adopt(self.data.values())
+        new = self._adopt(self.data.values())
         gone = {
             key: schedule.gone(state, self._now())
             for key, state in book.states.items()
@@ -202,14 +202,17 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         self._untold = set(book.numbers)
         owed = len(book.intent.ticks)
         _logger.info(
-            "zkbeat: %d entries, %d of them new%s", len(self._keys), self._new, f"; {owed} ticks are owed" * bool(owed)
+            "zkbeat: %d entries, %d of them new%s", len(self._keys), new, f"; {owed} ticks are owed" * bool(owed)
         )
 
-    def _adopt(self, entries: Iterable[Any]) -> None:
-        """Give these entries the state that they have, and those that are new or changed one that is written down."""
+    def _adopt(self, entries: Iterable[Any]) -> int:
+        """Give these entries the state that they have, and those that are new or changed one that is written down.
+
+        Return how many are new.
+        """
         now = self._now()
         states: dict[str, State | None] = {}
-        self._new = 0
+        new = 0
         future: list[str] = []
         for entry in entries:
             key = schedule.key_of(str(entry.name))
@@ -217,7 +220,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
             found = self._book.state(key)
             mark = calendars.fingerprint(entry.schedule)
             if found is None:
-                self._new += 1
+                new += 1
                 last = min(schedule.to_us(as_utc(entry.last_run_at)), now)
                 state = State(last=last, count=entry.total_run_count, fingerprint=mark)
             elif found.fingerprint in {mark, None}:
@@ -243,6 +246,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
                 len(future),
                 describe_names(future),
             )
+        return new
 
     def _write(self, states: dict[str, State | None]) -> None:
         for portion in self._book.portions(states):
@@ -639,9 +643,7 @@ class ZooKeeperScheduler(beat.Scheduler):  # type: ignore[misc]
         for number in sorted(self._untold)[:TOLD_AT_ONCE]:
             entries = {key: self._keys[key] for key in self._book.keys_in(number) if key in self._keys}
             texts = {key: (str(entry.task), calendars.in_words(entry.schedule)) for key, entry in entries.items()}
-            data = schedule.encode_about(texts)
-            if self._store.about(number) != data:
-                self._store.about(number, data)
+            self._store.tell(number, schedule.encode_about(texts))
             self._untold.discard(number)
 
     def _last(self, entry: Any) -> int:

@@ -85,8 +85,7 @@ class Store:
             self.look(book)
         except schedule.GarbageError as error:
             garbage.append(str(error))
-        found = (schedule.bucket_number(child) for child in self._call("get_children", schedule.STATE))
-        numbers = sorted(number for number in found if number is not None)
+        numbers = schedule.bucket_numbers(self._call("get_children", schedule.STATE))
         for number, answer in [(number, self._ask("get", schedule.bucket_path(number))) for number in numbers]:
             data, stat = self._answer(answer)
             try:
@@ -189,20 +188,15 @@ class Store:
 
     # what is written down on the side
 
-    def about(self, number: int, data: bytes | None = None) -> bytes:
-        """Return the texts of a bucket, or write them."""
+    def tell(self, number: int, about: bytes) -> None:
+        """Have this stand as the texts of a bucket."""
         path = schedule.bucket_path(number, schedule.ABOUT)
-        if data is None:
-            try:
-                return self._get(path)[0]
-            except zk.NoNodeError:
-                return b""
         try:
-            self._call("set", path, data)
+            if self._get(path)[0] != about:
+                self._call("set", path, about)
         except zk.NoNodeError:
-            with contextlib.suppress(zk.NodeExistsError):  # somebody else who leads no more, or is not fenced
-                self._call("create", path, data)
-        return data
+            with contextlib.suppress(zk.NodeExistsError):  # by somebody else who leads no more, or is not fenced
+                self._call("create", path, about)
 
     def report_missed(self, epoch: int, missed: int) -> bool:
         """Add to what the term's record says was missed; return False if the record is not there yet."""
