@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
 
-from tests.bench.schedule import alone, beside
+from tests.bench.schedule import alone, beside, report
 from tests.bench.schedule.entries import (
     FIRST_NOON_S,
     INTERVALS_S,
@@ -16,6 +17,7 @@ from tests.bench.schedule.entries import (
     RELATIVE_S,
     SECOND,
     Entry,
+    Verdict,
     by_entry,
     compare,
     judge,
@@ -184,3 +186,17 @@ def test_who_has_redbeat_s_lock_leads_until_another_takes_it(tmp_path):
     (tmp_path / "1" / "log").write_text(log.format(5))
     assert [beat.says("state") for beat in beats] == ["standby", "leading"]
     assert beats[1].says("epoch") == 2
+
+
+def test_the_page_tells_of_a_clock_that_was_set_meanwhile():
+    verdict = asdict(Verdict(due=1, ran=1))
+    part = {"entries": 1, "seed": 1, "rounds": {"TERM": 1}, "silent_s": {}, "verdict": verdict, "sends_all": verdict}
+    part |= {
+        "kinds": {},
+        "dropped": 0,
+        "seconds": 1.0,
+        "load": [0.0, 0.0],
+        "how": {"cores": "2", "system": "", "date": ""},
+    }
+    assert "+11.1 s meanwhile" in report.tables({"handovers": {**part, "clock_set_by_s": 11.06}})
+    assert "meanwhile" not in report.tables({"handovers": {**part, "clock_set_by_s": 0.01}})

@@ -28,6 +28,7 @@ from tests.support import nodes
 from tests.support.net import Lan
 from tests.support.waiting import wait_until
 from tests.support.zookeeper import Ensemble
+from zkbeat import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -390,12 +391,15 @@ class Found:
     dropped: int = 0
     """Second messages of a tick, which workers did not run."""
     seconds: float = 0.0
+    clock_set_by_s: float = 0.0
+    """By how much the machine's wall clock was set meanwhile: intervals go along, away from what was due (clocks)."""
 
 
 def measure(rounds: int, count: int, seed: int, say: Callable[[str], None] = print) -> Found:
     """Carry out so many hand-overs, under so many entries; return what they have shown."""
     found = Found()
     changes: list[tuple[str, int, int]] = []
+    wall_ahead = clock.wall() - clock.now()
     with Field() as stage:
         team = stage.team("mixed", "mixed", count, "zookeeper", "--preload")
         team.wait_leader()
@@ -411,6 +415,7 @@ def measure(rounds: int, count: int, seed: int, say: Callable[[str], None] = pri
         ended = team.settle()
         team.drain()
         runs, states = team.runs(), team.states()
+        found.clock_set_by_s = round(clock.wall() - clock.now() - wall_ahead, 3)
         found.seconds = round(time.time() - stage.since / SECOND, 1)
         found.dropped = team.dropped()
         ran = by_entry(runs)
@@ -423,6 +428,8 @@ def measure(rounds: int, count: int, seed: int, say: Callable[[str], None] = pri
             found.kinds.setdefault(entry.kind, Verdict()).add(verdict)
             if entry.policy == "all":
                 found.sends_all.add(verdict)
+        if not found.verdict.clean:
+            say(team.report())
     for kind, before, after in changes:
         found.silent_s.setdefault(kind, []).append(_silence(runs, before, after))
     return found

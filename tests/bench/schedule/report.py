@@ -30,6 +30,9 @@ STEPS = {
 OF_PERSISTENT_AT_LEAST = 0.8
 READY_AT_MOST_S = 2.0
 
+CLOCK_SET_S = 1.0
+"""From where on beat's clock guard may see a jump, and intervals leave the phase that was reckoned with."""
+
 
 def all_ok(kept: dict[str, Any]) -> bool:
     """Say whether all that was measured shows what it must."""
@@ -100,6 +103,9 @@ def _handovers(part: dict[str, Any] | None) -> str:
         "latest s",
     ]
     lines += [_table(heads, rows), "", f"Second messages that workers dropped: {part['dropped']}.", ""]
+    set_by_s = part.get("clock_set_by_s", 0.0)
+    if abs(set_by_s) > CLOCK_SET_S:
+        lines += [f"**The machine's clock was set by {set_by_s:+.1f} s meanwhile: intervals went along.**", ""]
     rows = []
     for kind, silences in part["silent_s"].items():
         known = [one for one in silences if one is not None and not math.isnan(one)]
